@@ -1,0 +1,169 @@
+"""The engine protocol: one request as JSON on standard input, events as JSON lines on standard output."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from podgraft_bundle.errors import Reason
+
+
+class Message(BaseModel):
+    """A part of the protocol; unknown fields are refused on both sides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Request(Message):
+    """What the CLI or the agent asks of one engine process. deadline in seconds."""
+
+    op: Literal["check", "apply", "status", "revert"]
+    pid: Annotated[int, Field(gt=0)]
+    start_time: int | None = Field(default=None, description="field 22 of /proc/PID/stat; guards against pid reuse")
+    bundle: str | None = Field(default=None, description="path of the .graft file (check, apply)")
+    name: str | None = Field(default=None, description="name of the patch in the process (revert)")
+    deadline: Annotated[float, Field(gt=0, le=86400)] = 10.0
+
+
+class Site(Message):
+    """Where one replaced function is entered, and by which rung of the ladder (design 3.2)."""
+
+    function: str
+    address: int
+    rung: str
+    length: int
+
+
+class Problem(Message):
+    """One reason against patching."""
+
+    reason: Reason
+    detail: str
+    hint: str
+
+
+class Inspected(Message):
+    """The patchability report; `problems` is empty when the process can be patched."""
+
+    event: Literal["inspected"] = "inspected"
+    pid: int
+    comm: str
+    module: str
+    build_id: str
+    base: int
+    threads: int
+    sites: list[Site] = []
+    problems: list[Problem] = []
+
+
+class Prepared(Message):
+    """Helper is there and the new code lies aside; nothing that runs sees it. carrier is None when a helper was adopted."""
+
+    event: Literal["prepared"] = "prepared"
+    generation: int
+    carrier: int | None
+    carrier_held_us: float | None
+    area: int
+
+
+class Switched(Message):
+    """The patched pages are in place; every thread still takes the old code."""
+
+    event: Literal["switched"] = "switched"
+    pages: int
+    sites: int
+
+
+class Migrated(Message):
+    """One thread has changed generation. held_us is how long it was stopped; 0 for a thread that was never held."""
+
+    event: Literal["migrated"] = "migrated"
+    tid: int
+    name: str
+    how: Literal["point", "wakeup", "sleeping", "running", "inherited"]
+    held_us: float
+    migrated: int
+    total: int
+
+
+class Waiting(Message):
+    """A thread that cannot migrate now, with what an operator needs to find out why."""
+
+    event: Literal["waiting"] = "waiting"
+    tid: int
+    name: str
+    why: str
+    function: str | None = None
+    call_site: int | None = None
+    syscall: str | None = None
+    waited_s: float = 0.0
+
+
+class Finalized(Message):
+    """Every thread runs the new code; stubs have become jumps."""
+
+    event: Literal["finalized"] = "finalized"
+    name: str
+    generation: int
+    threads: int
+    how: dict[str, int]
+    max_held_us: float
+    seconds: float
+
+
+class Reverted(Message):
+    """Every thread runs the old code; the pages are the file's again."""
+
+    event: Literal["reverted"] = "reverted"
+    name: str
+    generation: int
+    threads: int
+    how: dict[str, int]
+    max_held_us: float
+    seconds: float
+
+
+class PatchStatus(Message):
+    """One patch as the state in the target tells it."""
+
+    name: str
+    version: str
+    digest: str
+    phase: Literal["prepared", "migrating", "finalized", "reverting"]
+    generation: int
+    functions: list[str]
+    cves: list[str] = []
+
+
+class Status(Message):
+    """What is in the process, read from the process."""
+
+    event: Literal["status"] = "status"
+    pid: int
+    generation: int
+    patches: list[PatchStatus]
+    threads: dict[int, int] = Field(default_factory=dict, description="tid -> generation")
+    helper: bool = False
+
+
+class Refused(Message):
+    """Nothing was changed."""
+
+    event: Literal["refused"] = "refused"
+    reason: Reason
+    detail: str
+    hint: str
+
+
+class Failed(Message):
+    """The work stopped; the target runs on consistently, `podgraft status` says where it stands."""
+
+    event: Literal["failed"] = "failed"
+    reason: Reason
+    detail: str
+    hint: str
+
+
+Event = Annotated[
+    Inspected | Prepared | Switched | Migrated | Waiting | Finalized | Reverted | Status | Refused | Failed,
+    Field(discriminator="event"),
+]
