@@ -1,1 +1,1 @@
-"""podgraft."""
+"""The resources: LivePatch, NodePatch, and their CRDs."""
