@@ -141,7 +141,6 @@ class Status(Message):
     pid: int
     generation: int
     patches: list[PatchStatus]
-    threads: dict[int, int] = Field(default_factory=dict, description="tid -> generation")
     helper: bool = False
 
 

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Borrow one thread for a moment, so that it creates the helper (design 3.4, the measured protocol).
+
+The thread is stopped, its registers go into the slots, one SETREGS points it at the block, and it is let go. From
+there it needs nobody: an engine that is killed at any instant leaves it unharmed.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_engine import block, syscalls
+from podgraft_engine.layout import gap_near
+from podgraft_engine.mailbox import SIZE, Helper, adopt
+from podgraft_engine.memory import Memory
+from podgraft_engine.proc import Process
+from podgraft_engine.tracer import USER_64BIT_CS, Held, NotHeld, hold
+
+IDLE_S: Final = 2
+HELPER_START_S: Final = 1.0
+TRIES: Final = 20
+_TRAP_AND_RESUME_FLAGS: Final = 0x10100
+_RUNNING: Final = 3
+
+
+@dataclass(frozen=True)
+class Borrowed:
+    """The helper, and who was borrowed for it: None when a helper of an engine before us was adopted."""
+
+    helper: Helper
+    carrier: int | None
+    held_us: float | None
+
+
+def obtain_helper(process: Process, memory: Memory, blk: block.Block, generation: int) -> Borrowed:
+    """Adopt the living helper of an earlier engine, or create one.
+
+    generation is the highest that we ever gave to a thread: a carrier with a higher GS base uses it for itself.
+
+    Raises:
+        Refusal: BUSY, NO_CARRIER, GS_BASE_IN_USE; PodgraftError: HELPER_UNREACHABLE.
+    """
+    slots = blk.slots()
+    if slots["mailbox"]:
+        helper = adopt(process, slots["mailbox"], timeout=0)
+        if helper:
+            return Borrowed(helper, None, None)
+    _wait_old_carrier_outside(process, blk, slots["tid"])
+    return _create(process, memory, blk, generation)
+
+
+def _create(process: Process, memory: Memory, blk: block.Block, generation: int) -> Borrowed:
+    reasons: list[str] = []
+    for attempt in range(TRIES):
+        candidates = choose(process, blk)
+        for tid in candidates:
+            mailbox = gap_near(process.maps(), blk.address, SIZE, 2**46)
+            try:
+                with hold(tid) as held:
+                    if held.regs.gs_base > generation:
+                        raise Refusal(Reason.GS_BASE_IN_USE, f"thread {tid} has GS base {held.regs.gs_base:#x}")
+                    _redirect(process, memory, blk, held, mailbox)
+            except NotHeld as reason:
+                reasons.append(f"thread {tid}: {reason.why}")
+                continue
+            helper = adopt(process, mailbox, timeout=HELPER_START_S)
+            if helper is None:
+                if not process.alive():
+                    raise process.gone()
+                raise PodgraftError(
+                    Reason.HELPER_UNREACHABLE, "the helper did not start: a limit on threads or memory is reached"
+                )
+            return Borrowed(helper, tid, held.held_us)
+        time.sleep(0.001 * (attempt + 1))
+    if not process.alive():
+        raise process.gone()
+    raise Refusal(Reason.NO_CARRIER, "; ".join(reasons[-3:]) or "no thread could be borrowed")
+
+
+def choose(process: Process, blk: block.Block) -> list[int]:
+    """Order the threads by how harmless it is to borrow them; writers and stopped threads are left out."""
+    ranked: list[tuple[int, int]] = []
+    for tid in process.threads():
+        status = process.status(tid)
+        if status.get("State", "Z")[0] not in "SR" or status.get("TracerPid", "0") != "0":
+            continue
+        sleep = process.sleeping_in(tid)
+        handlers = int(status.get("SigCgt", "0"), 16) & ~int(status.get("SigBlk", "0"), 16)
+        if sleep is not None and blk.contains(sleep.pc):
+            continue
+        rank = _RUNNING if sleep is None else _rank_of_sleeper(sleep.nr, sleep.args)
+        if rank is not None:
+            ranked.append((2 * rank + bool(handlers), tid))
+    return [tid for _, tid in sorted(ranked)]
+
+
+def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:
+    if number is None or number == -1:
+        return _RUNNING
+    if syscalls.partial_progress(number, args):
+        return None
+    if number in syscalls.EINTR_CLASS or number in syscalls.EINTR_WITH_TIMEOUT:
+        return _RUNNING + 1
+    if number in syscalls.NO_HANDLER_RESTART:
+        return 2
+    if number in syscalls.RESTART_BLOCK:
+        return 1
+    return 0 if number in syscalls.RESTARTS_AS_IS else None
+
+
+def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, mailbox: int) -> None:
+    """Point a held thread at the carrier routine; from SETREGS on it needs nobody."""
+    regs = held.regs
+    status = process.status(held.tid)
+    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+    caught, blocked = int(status.get("SigCgt", "0"), 16), int(status.get("SigBlk", "0"), 16)
+    if pending & ~blocked & caught:
+        raise NotHeld("a signal is pending")
+    if regs.cs != USER_64BIT_CS:
+        raise Refusal(Reason.UNSUPPORTED_TARGET, "the thread runs 32-bit code")
+    if blk.contains(regs.rip):
+        raise NotHeld("it is inside the block")
+    if held.in_rseq_section(lambda address: int.from_bytes(memory.read(address, 8), "little")):
+        raise NotHeld("it is inside a restartable sequence")
+    if held.in_call and memory.read(regs.rip - 2, 2) != b"\x0f\x05":
+        raise NotHeld("it is not behind a syscall instruction")
+    mask = held.signal_mask()
+    root = blk.slots()
+    rax, rip = _resume(held)
+    may_be_interrupted = held.in_call and held.rax in (
+        syscalls.ERESTARTNOHAND,
+        syscalls.ERESTART_RESTARTBLOCK,
+        syscalls.EINTR,
+    )
+    blk.write_slots(
+        {
+            **{name: getattr(regs, name) for name in ("rcx", "rdx", "rsi", "rdi", "r8", "r10", "r11", "rsp")},
+            "rax": rax,
+            "rip": rip,
+            "after": regs.rip,
+            "flags": regs.eflags & ~_TRAP_AND_RESUME_FLAGS,
+            "mask": mask,
+            "ones": block.MASK64,
+            "fsbase": regs.fs_base,
+            "mode": int(may_be_interrupted and bool(caught & ~mask)),
+            "mailbox": mailbox,
+            "idle_s": IDLE_S,
+            "tid": held.tid,
+            **{name: root[name] for name in ("state", "size", "check")},
+        }
+    )
+    regs.rip = blk.address + block.CARRIER
+    regs.orig_rax = block.MASK64
+    held.set_regs()
+    # After SETREGS: a kill before it must not leave the thread deaf.
+    held.block_signals()
+
+
+def _resume(held: Held) -> tuple[int, int]:
+    """Return rax and rip with which the thread goes on, as the kernel would choose them (handle_signal, do_signal)."""
+    regs = held.regs
+    if held.in_call:
+        if held.rax in (syscalls.ERESTARTSYS, syscalls.ERESTARTNOINTR, syscalls.ERESTARTNOHAND):
+            return held.orig_rax, regs.rip - 2
+        if held.rax == syscalls.ERESTART_RESTARTBLOCK:
+            return syscalls.RESTART_SYSCALL, regs.rip - 2
+        number = syscalls.rewind(held.rax, held.orig_rax)
+        if number is not None:
+            return number, regs.rip - 2
+    return regs.rax, regs.rip
+
+
+def _wait_old_carrier_outside(process: Process, blk: block.Block, tid: int) -> None:
+    """The slots may be written only when the carrier of the last attempt has read them all."""
+    for _ in range(50):
+        if not tid or tid not in process.threads():
+            return
+        sleep = process.sleeping_in(tid)
+        if sleep is not None and not blk.contains(sleep.pc):
+            return
+        try:
+            with hold(tid) as held:
+                outside = not blk.contains(held.regs.rip)
+        except NotHeld as reason:
+            if reason.gone:
+                return
+            outside = False
+        if outside:
+            return
+        time.sleep(0.0002)
+    raise Refusal(Reason.BUSY, f"thread {tid} is still in the carrier routine of an engine before us")

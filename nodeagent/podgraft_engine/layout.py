@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where in the address space our own mappings may lie."""
+
+from typing import Final
+
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_engine.proc import Mapping
+
+PAGE: Final = 4096
+REACH: Final = 2**31 - 2**20
+GUARD: Final = 16 * PAGE
+HEAP_ROOM: Final = 2**34
+LOWEST: Final = 0x10000
+HIGHEST: Final = 2**47 - PAGE
+
+
+def pages(size: int) -> int:
+    """Round a size in bytes up to whole pages."""
+    return -(-size // PAGE) * PAGE
+
+
+def gap_near(maps: list[Mapping], address: int, size: int, reach: int = REACH) -> int:
+    """Return the start of a free range of `size` bytes within `reach` of an address: below it if possible, near it.
+
+    A guard stays free on both sides; room above the heap and below a stack is not taken, they grow there. Below comes
+    first because the heap of a program starts a random distance above its last mapping.
+
+    Raises:
+        Refusal: NO_ROOM_NEARBY.
+    """
+    best: tuple[bool, int, int] | None = None
+    previous_end, previous_path = LOWEST, ""
+    for mapping in [*maps, None]:
+        start, path = (mapping.start, mapping.path) if mapping else (HIGHEST, "")
+        low = previous_end + (HEAP_ROOM if previous_path == "[heap]" else GUARD)
+        high = (start if path != "[stack]" else previous_end) - GUARD - size
+        if low <= high:
+            candidate = min(max(address // PAGE * PAGE, low), high) // PAGE * PAGE
+            far = max(abs(candidate - address), abs(candidate + size - address))
+            if low <= candidate and far < reach:
+                ranked = (candidate > address, far, candidate)
+                best = ranked if best is None else min(best, ranked)
+        if mapping:
+            previous_end, previous_path = mapping.end, mapping.path
+    if best is None:
+        raise Refusal(Reason.NO_ROOM_NEARBY, f"no free {size} bytes within {reach} bytes of {address:#x}")
+    return best[2]

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One engine per process at a time: ptrace does not prevent two (carrier findings, section 7).
+
+The mailbox is locked as soon as a helper lives, across all namespaces; this file closes the gap before that.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from podgraft_bundle.errors import Reason, Refusal
+
+
+@contextmanager
+def engine_lock(pid: int) -> Iterator[None]:
+    """Hold the lock file of a process while working on it.
+
+    Raises:
+        Refusal: BUSY when another engine has it.
+    """
+    folder = Path(os.environ.get("PODGRAFT_RUN", "/run/podgraft"))
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(folder / f"{pid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(Reason.BUSY, f"another engine works on process {pid}") from None
+        yield
+        (folder / f"{pid}.lock").unlink(missing_ok=True)
+    finally:
+        os.close(fd)

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The mailbox: a shared page through which the helper in the target takes system calls, one at a time.
+
+Layout (asm/block.S): 0x00 magic, 0x08 command number, 0x0c last done, 0x10 closed, 0x14 tid, 0x18 result,
+0x20 call number and six arguments. The helper takes a command or closes, never both: it closes by compare-and-swap on
+the command word and then sets `closed`, so a command posted to a closed mailbox was never executed.
+"""
+
+import ctypes
+import fcntl
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_engine import block as block_module
+from podgraft_engine.proc import Process, denied
+
+SIZE: Final = 4096
+CALL_TIMEOUT_S: Final = 5.0
+CLOSED_WORD: Final = 0xFFFFFFFF
+_GETPID: Final = 39
+_FUTEX: Final = 202
+_FUTEX_WAKE: Final = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Layout(ctypes.Structure):
+    """The head of the shared page."""
+
+    _fields_ = [
+        ("magic", ctypes.c_char * 8),
+        ("command", ctypes.c_uint32),
+        ("done", ctypes.c_uint32),
+        ("closed", ctypes.c_uint32),
+        ("tid", ctypes.c_uint32),
+        ("result", ctypes.c_int64),
+        ("call", ctypes.c_uint64 * 7),
+    ]
+
+
+class Helper:
+    """The helper thread as its mailbox shows it; holding it locks the process against other engines."""
+
+    def __init__(self, process: Process, fd: int, page: mmap.mmap) -> None:
+        self._process = process
+        self._fd = fd
+        self._page = page
+        self._box = Layout.from_buffer(page)
+        self.tid = int(self._box.tid)
+        self.calls = 0
+
+    def call(self, number: int, *args: int) -> int:
+        """Execute one system call in the target; return its raw result (negative errno on failure).
+
+        Raises:
+            PodgraftError: HELPER_UNREACHABLE when the helper has left (the call was not executed) or does not
+                answer, PROCESS_EXITED.
+        """
+        box = self._box
+        self._settle()
+        sequence = int(box.done) + 1
+        for index, value in enumerate((number, *args, *([0] * (6 - len(args))))):
+            box.call[index] = value & (2**64 - 1)
+        box.command = sequence
+        self._wake()
+        self._wait_done(sequence)
+        self.calls += 1
+        return int(box.result)
+
+    def keep_alive(self) -> None:
+        """Give the helper something to do, so that its idle time starts anew."""
+        self.call(_GETPID)
+
+    def _settle(self) -> None:
+        """Wait for a command that an engine before us had posted."""
+        if self._box.closed or self._box.command == CLOSED_WORD:
+            raise PodgraftError(Reason.HELPER_UNREACHABLE, "the helper has left: it had no work for its idle time")
+        if self._box.command != self._box.done:
+            self._wait_done(int(self._box.command))
+
+    def _wait_done(self, sequence: int) -> None:
+        start = time.perf_counter()
+        while self._box.done != sequence:
+            waited = time.perf_counter() - start
+            if self._box.closed:
+                raise PodgraftError(Reason.HELPER_UNREACHABLE, "the helper left before it took the command")
+            if waited > CALL_TIMEOUT_S:
+                if not self._process.alive():
+                    raise self._process.gone()
+                raise PodgraftError(Reason.HELPER_UNREACHABLE, f"no answer from the helper in {CALL_TIMEOUT_S} s")
+            if waited > 0.0005:
+                time.sleep(0.0001)
+
+    def _wake(self) -> None:
+        address = ctypes.addressof(self._box) + Layout.command.offset
+        _libc.syscall(_FUTEX, ctypes.c_void_p(address), _FUTEX_WAKE, 1, None, None, 0)
+
+    def dismiss(self) -> None:
+        """Ask the helper to leave, and wait until it has."""
+        if not self._box.closed:
+            self._box.command = CLOSED_WORD
+            self._wake()
+        start = time.perf_counter()
+        while self.tid in self._process.threads() and time.perf_counter() - start < 1.0:
+            time.sleep(0.0005)
+
+    def close(self) -> None:
+        """Let go of the mailbox (and the lock); a helper that was not dismissed leaves by itself when idle."""
+        del self._box
+        self._page.close()
+        os.close(self._fd)
+
+
+def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
+    """Open the mailbox at an address, if a helper lives there.
+
+    Raises:
+        Refusal: BUSY when another engine has it, PERMISSION_DENIED without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+    """
+    start = time.perf_counter()
+    tid = process.living_thread()
+    # By tid, not pid: the files of an exited main thread are empty.
+    path = Path("/proc") / str(tid) / "map_files" / f"{address:x}-{address + SIZE:x}"
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            break
+        except (FileNotFoundError, ProcessLookupError):
+            if time.perf_counter() - start > timeout:
+                return None
+            time.sleep(0.00002)
+        except PermissionError:
+            raise denied(process.pid) from None
+    page = mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
+    while page[:8] != block_module.MAGIC:
+        if time.perf_counter() - start > timeout:
+            page.close()
+            os.close(fd)
+            return None
+        time.sleep(0.00002)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        page.close()
+        os.close(fd)
+        raise Refusal(Reason.BUSY, f"another engine works on process {process.pid}") from None
+    helper = Helper(process, fd, page)
+    if page[16:20] != b"\0\0\0\0":
+        helper.close()
+        return None
+    return helper

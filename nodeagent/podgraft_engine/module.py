@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An ELF file as the target maps it: build id, load bias, exported symbols, function ranges from .eh_frame."""
+
+import os
+from functools import cached_property
+from typing import Any, BinaryIO
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from podgraft_bundle.buildid import read_build_id
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_engine.ehframe import EhFrame
+from podgraft_engine.layout import PAGE
+from podgraft_engine.proc import Mapping, Process, denied
+
+
+class Module:
+    """One mapped file. bias: what is added to a link-time virtual address."""
+
+    def __init__(self, stream: BinaryIO, mappings: list[Mapping]) -> None:
+        self._stream = stream
+        self.mappings = mappings
+        self.path = mappings[0].path
+        self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
+        self.elf = ELFFile(stream)
+        self.build_id = read_build_id(stream)
+        loads = [segment.header for segment in self.elf.iter_segments("PT_LOAD")]
+        first = next(load for load in loads if load.p_offset // PAGE * PAGE == mappings[0].offset)
+        self.bias = mappings[0].start - first.p_vaddr // PAGE * PAGE
+        self.is_x86_64 = self.elf.get_machine_arch() == "x64"
+
+    @cached_property
+    def eh_frame(self) -> EhFrame | None:
+        """The unwind information of the file, None when it has none."""
+        return EhFrame.of_elf(self.elf)
+
+    def contains(self, address: int) -> bool:
+        """Tell whether an address lies in executable memory of the file."""
+        return any(m.start <= address < m.end and "x" in m.perms for m in self.mappings)
+
+    def export(self, name: str) -> tuple[int, bool] | None:
+        """Return run-time address of an exported symbol and whether it is an ifunc; None when it is not exported."""
+        table: Any = self.elf.get_section_by_name(".dynsym")
+        for symbol in (table.get_symbol_by_name(name) or []) if table else []:
+            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK"):
+                kind: Any = symbol["st_info"]["type"]
+                return self.bias + symbol["st_value"], kind in ("STT_GNU_IFUNC", "STT_LOOS")
+        return None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+
+
+def modules_of(process: Process) -> list[Module]:
+    """Return every ELF file that is mapped executable, opened through map_files: the very inode, also when deleted."""
+    groups: dict[tuple[str, int, str], list[Mapping]] = {}
+    for mapping in process.maps():
+        if mapping.inode and mapping.path.startswith("/"):
+            groups.setdefault((mapping.device, mapping.inode, mapping.path), []).append(mapping)
+    result = []
+    for mappings in groups.values():
+        if any("x" in m.perms for m in mappings) and any(m.offset == 0 for m in mappings):
+            module = _open(process, mappings)
+            if module is not None:
+                result.append(module)
+    return result
+
+
+def find_module(modules: list[Module], build_id: str, name: str) -> Module:
+    """Return the module with this build id.
+
+    Raises:
+        Refusal: MODULE_NOT_MAPPED, naming what of that name is mapped instead.
+    """
+    found = [m for m in modules if m.build_id == build_id]
+    if len(found) > 1:
+        raise Refusal(Reason.UNSUPPORTED_TARGET, f"{name} is mapped {len(found)} times")
+    if found:
+        return found[0]
+    others = [f"{m.name} has build id {m.build_id}" for m in modules if m.name == name]
+    detail = "; ".join(others) or f"the process maps no {name}"
+    raise Refusal(Reason.MODULE_NOT_MAPPED, f"build id {build_id} ({name}) is wanted, {detail}")
+
+
+def _open(process: Process, mappings: list[Mapping]) -> Module | None:
+    first = min(mappings, key=lambda m: m.start)
+    path = f"/proc/{process.living_thread()}/map_files/{first.start:x}-{first.end:x}"
+    try:
+        stream = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC), "rb")
+    except PermissionError:
+        raise denied(process.pid) from None
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    try:
+        return Module(stream, sorted(mappings, key=lambda m: m.start))
+    except (ELFError, StopIteration):
+        stream.close()
+        return None

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Prepare aside: map an area near the module, put new code, data and stubs there; nothing that runs sees it."""
+
+import struct
+from typing import Final
+
+from podgraft_bundle.bundle import Bundle
+from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_engine.inspection import Findings, Target
+from podgraft_engine.layout import PAGE, gap_near
+from podgraft_engine.linker import Image, Linked
+from podgraft_engine.mailbox import Helper
+from podgraft_engine.module import Module
+from podgraft_engine.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
+from podgraft_engine.sites import Site
+from podgraft_engine.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
+from podgraft_engine.stubs import STUB_SIZE, near_jump, short_jump, stub, undo
+
+CLOSED: Final = struct.pack("<2Q", 2**64 - 1, 2**64 - 1)
+# A pristine twin for each page, one clone under way, and one in reserve.
+_SPARE_SLOTS: Final = 2
+
+
+def prepare(target: Target, state: State, helper: Helper, findings: Findings, bundle: Bundle) -> PatchRecord:
+    """Bring the new code into the target and return its record, committed as `prepared`.
+
+    Raises:
+        Refusal: UNRESOLVED_REFERENCE, UNSUPPORTED_RELOCATION, NO_ROOM_NEARBY; nothing is left in the target.
+    """
+    module, sites = findings.module, findings.sites
+    if module is None:
+        raise PodgraftError(Reason.INTERNAL, "a process with problems must not be prepared")
+    manifest = bundle.manifest
+    # Per site a stub, and room for a way back to the function's entry when threads no longer need the stub.
+    image = Image(bundle.object, manifest.references, STUB_SIZE * 2 * len(sites))
+    middle = (module.mappings[0].start + module.mappings[-1].end) // 2
+    area = gap_near(target.process.maps(), middle, image.size)
+    linked = image.link(area, findings.values)
+    record = _record(bundle, module, linked, sites)
+    state.document.patches.append(record)
+    state.commit()
+    try:
+        map_fixed(helper, area, image.size, PROT_READ)
+        _write(target, linked, sites, [f.new_symbol for f in manifest.functions])
+        protect(helper, area, image.code_size, PROT_RX)
+        protect(helper, linked.starts[2], area + image.size - linked.starts[2], PROT_RW)
+        reserve_workspace(target, state, helper, record)
+    except PodgraftError:
+        if target.process.alive():
+            discard(target, state, helper, record)
+        raise
+    record.phase = "prepared"
+    state.commit()
+    return record
+
+
+def reserve_workspace(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
+    """Reserve pages for pristine twins and clones."""
+    count = len({p.address // PAGE for s in record.sites for p in (s.site, s.hole) if p}) + _SPARE_SLOTS
+    record.workspace_size = count * PAGE
+    record.workspace = gap_near(target.process.maps(), record.area, record.workspace_size)
+    state.commit()
+    map_fixed(helper, record.workspace, record.workspace_size, PROT_NONE)
+
+
+def discard(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
+    """Take an area away that no thread has ever seen."""
+    for address, size in ((record.area, record.area_size), (record.workspace, record.workspace_size)):
+        if size and any(m.start <= address < m.end and not m.path for m in target.process.maps()):
+            unmap(helper, address, size)
+    state.document.patches.remove(record)
+    state.commit()
+
+
+def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site]) -> PatchRecord:
+    manifest = bundle.manifest
+    old = [
+        CodeRange(function=f.entry.symbol, start=module.bias + r.offset, end=module.bias + r.offset + r.size)
+        for f in manifest.functions
+        for r in (f.entry, *f.parts)
+    ]
+    new = [CodeRange(function=n, start=a, end=a + size) for n, (a, size) in linked.functions.items() if size]
+    return PatchRecord(
+        name=manifest.name,
+        version=manifest.version,
+        digest=bundle.digest,
+        cves=list(manifest.cves),
+        phase="preparing",
+        generation=0,
+        area=linked.base,
+        area_size=linked.image.size,
+        workspace=0,
+        workspace_size=0,
+        code=CodeRange(function="stubs", start=linked.base, end=linked.base + linked.image.code_size),
+        gate=linked.gate,
+        eh_frame=linked.eh_frame,
+        old=old,
+        new=new,
+        sites=[_site_record(s, linked, manifest.functions[i].new_symbol, i) for i, s in enumerate(sites)],
+    )
+
+
+def _site_record(site: Site, linked: Linked, new_symbol: str, index: int) -> SiteRecord:
+    """Compute the bytes of a site and its hole, while threads migrate and when all have."""
+    stub_at = linked.stubs + 2 * STUB_SIZE * index
+    direct = stub_at + STUB_SIZE if undo(site.undo) else _new_address(linked, new_symbol)
+    jump_at = site.address if site.hole is None else site.hole
+    far = Patchlet(
+        address=jump_at,
+        transition=near_jump(jump_at, stub_at).hex(),
+        final=near_jump(jump_at, direct).hex(),
+    )
+    if site.hole is None:
+        return SiteRecord(function=site.function, rung=site.rung, site=far)
+    short = short_jump(site.address, site.hole).hex()
+    near = Patchlet(address=site.address, transition=short, final=short)
+    return SiteRecord(function=site.function, rung=site.rung, site=near, hole=far)
+
+
+def _new_address(linked: Linked, symbol: str) -> int:
+    if symbol not in linked.functions:
+        raise Refusal(Reason.UNRESOLVED_REFERENCE, f"patch.o does not define {symbol}")
+    return linked.functions[symbol][0]
+
+
+def _write(target: Target, linked: Linked, sites: list[Site], new_symbols: list[str]) -> None:
+    """Write code, constants, data and stubs; the gate is closed: every stub leads to old code."""
+    code = linked.contents[0]
+    for index, (site, symbol) in enumerate(zip(sites, new_symbols, strict=True)):
+        at = linked.image.stubs_at + 2 * STUB_SIZE * index
+        new = _new_address(linked, symbol)
+        body = stub(linked.base + at, site, new, linked.gate)
+        code[at : at + len(body)] = body
+        back = undo(site.undo)
+        if back:
+            at += STUB_SIZE
+            body = back + near_jump(linked.base + at + len(back), new)
+            code[at : at + len(body)] = body
+    gate = linked.image.gate_at
+    linked.contents[2][gate : gate + len(CLOSED)] = CLOSED
+    for start, content in zip(linked.starts, linked.contents, strict=True):
+        if content:
+            target.memory.write(start, bytes(content))
+        if content and target.memory.read(start, len(content)) != content:
+            raise PodgraftError(Reason.INTERNAL, f"what was written at {start:#x} did not arrive")

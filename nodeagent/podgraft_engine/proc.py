@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What /proc tells of a process and its threads, read without touching them (proc(5))."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+
+_MAP_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$")
+AT_HWCAP2 = 26
+HWCAP2_FSGSBASE = 1 << 1
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One line of /proc/PID/maps; addresses and offset in bytes."""
+
+    start: int
+    end: int
+    perms: str
+    offset: int
+    device: str
+    inode: int
+    path: str
+
+
+@dataclass(frozen=True)
+class SleepState:
+    """One reading of /proc/PID/task/TID/syscall: nr, six arguments, stack pointer and pc; None fields while it runs."""
+
+    nr: int | None
+    args: tuple[int, ...]
+    sp: int
+    pc: int
+
+
+class Process:
+    """A process by pid, guarded against pid reuse by its start time.
+
+    Raises:
+        Refusal: NO_SUCH_PROCESS when there is none, or it is not the one that was meant.
+    """
+
+    def __init__(self, pid: int, start_time: int | None = None) -> None:
+        self.pid = pid
+        self.root = Path("/proc") / str(pid)
+        try:
+            self.start_time = start_time_of(self.root / "stat")
+        except (FileNotFoundError, ProcessLookupError):
+            raise Refusal(Reason.NO_SUCH_PROCESS, f"there is no process {pid}") from None
+        if start_time is not None and start_time != self.start_time:
+            raise Refusal(Reason.NO_SUCH_PROCESS, f"pid {pid} is another process now")
+        if self.status(pid).get("Tgid") != str(pid):
+            raise Refusal(Reason.NO_SUCH_PROCESS, f"{pid} is a thread, not a process")
+
+    def alive(self) -> bool:
+        """Tell whether the same process still runs (a zombie does not)."""
+        try:
+            text = (self.root / "stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        fields = text[text.rindex(")") + 2 :].split()
+        return int(fields[19]) == self.start_time and fields[0] not in "ZX"
+
+    def gone(self) -> PodgraftError:
+        """Return the error for a process that ended meanwhile."""
+        return PodgraftError(Reason.PROCESS_EXITED, f"process {self.pid} has ended")
+
+    def living_thread(self) -> int:
+        """Return a tid whose /proc files are usable: maps of an exited main thread are empty."""
+        for tid in self.threads():
+            if self.state(tid) not in ("Z", "X", None):
+                return tid
+        raise self.gone()
+
+    def threads(self) -> list[int]:
+        """List the thread ids."""
+        try:
+            return sorted(int(entry.name) for entry in (self.root / "task").iterdir())
+        except (FileNotFoundError, ProcessLookupError):
+            return []
+
+    def comm(self, tid: int) -> str:
+        """Return the name of a thread, empty when it has ended."""
+        try:
+            return (self.root / "task" / str(tid) / "comm").read_text().rstrip("\n")
+        except (FileNotFoundError, ProcessLookupError):
+            return ""
+
+    def status(self, tid: int) -> dict[str, str]:
+        """Return /proc/PID/task/TID/status as a dictionary, empty when the thread has ended."""
+        try:
+            text = (self.root / "task" / str(tid) / "status").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return {}
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+    def state(self, tid: int) -> str | None:
+        """Return the one-letter state of a thread (R, S, D, T, t, Z, X), None when it has ended."""
+        text = self.status(tid).get("State")
+        return text[0] if text else None
+
+    def thread_start(self, tid: int) -> int | None:
+        """Return the start time of a thread in clock ticks, None when it has ended."""
+        try:
+            return start_time_of(self.root / "task" / str(tid) / "stat")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+
+    def sleeping_in(self, tid: int) -> SleepState | None:
+        """Say where a thread sleeps in the kernel; None when it runs, nr -1 when it is blocked outside a call."""
+        try:
+            words = (self.root / "task" / str(tid) / "syscall").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        if not words or words[0] == "running":
+            return None
+        numbers = [int(word, 0) for word in words]
+        if numbers[0] == -1:
+            return SleepState(-1, (), numbers[1], numbers[2])
+        return SleepState(numbers[0], tuple(numbers[1:7]), numbers[7], numbers[8])
+
+    def maps(self) -> list[Mapping]:
+        """Return the memory map, in order of address."""
+        path = self.root / "task" / str(self.living_thread()) / "maps"
+        try:
+            lines = path.read_text().splitlines()
+        except PermissionError:
+            raise denied(self.pid) from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise self.gone() from None
+        result = []
+        for line in lines:
+            match = _MAP_LINE.match(line)
+            if match:
+                start, end, perms, offset, device, inode, name = match.groups()
+                result.append(Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name))
+        return result
+
+    def auxv(self) -> dict[int, int]:
+        """Return the auxiliary vector (getauxval(3))."""
+        try:
+            raw = (self.root / "auxv").read_bytes()
+        except PermissionError:
+            raise denied(self.pid) from None
+        words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
+        return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
+
+
+def denied(pid: int) -> Refusal:
+    """Return the refusal for a process that we may not look into."""
+    return Refusal(Reason.PERMISSION_DENIED, f"the kernel does not let this user look into process {pid}")
+
+
+def start_time_of(path: Path) -> int:
+    """Return field 22 of a stat file: the start time in clock ticks since boot."""
+    text = path.read_text()
+    return int(text[text.rindex(")") + 2 :].split()[19])

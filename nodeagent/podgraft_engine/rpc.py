@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The memory system calls that the helper makes for us, with their answers turned into errors (mmap(2), mremap(2))."""
+
+import errno
+import os
+from typing import Final
+
+from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_engine import syscalls
+from podgraft_engine.layout import PAGE
+from podgraft_engine.mailbox import Helper
+
+PROT_NONE: Final = 0
+PROT_READ: Final = 1
+PROT_RW: Final = 3
+PROT_RX: Final = 5
+_PRIVATE_ANONYMOUS: Final = 0x22
+_FIXED_NOREPLACE: Final = 0x100000
+_MREMAP_MAYMOVE_FIXED: Final = 3
+_MREMAP_DONTUNMAP: Final = 4
+
+
+def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> bool:
+    """Map anonymous private memory at exactly this address; False when something is there."""
+    flags = _PRIVATE_ANONYMOUS | _FIXED_NOREPLACE
+    result = helper.call(syscalls.MMAP, address, size, protection, flags, -1, 0)
+    if result not in (address, -errno.EEXIST):
+        raise _failed("mmap", address, size, result)
+    return result == address
+
+
+def map_fixed(helper: Helper, address: int, size: int, protection: int) -> None:
+    """Map anonymous private memory at exactly this address; never over something that is there."""
+    if not try_map_fixed(helper, address, size, protection):
+        raise _failed("mmap", address, size, -errno.EEXIST)
+
+
+def protect(helper: Helper, address: int, size: int, protection: int) -> None:
+    """Change the protection of a range."""
+    result = helper.call(syscalls.MPROTECT, address, size, protection)
+    if result:
+        raise _failed("mprotect", address, size, result)
+
+
+def unmap(helper: Helper, address: int, size: int) -> None:
+    """Unmap a range."""
+    result = helper.call(syscalls.MUNMAP, address, size)
+    if result:
+        raise _failed("munmap", address, size, result)
+
+
+def move_page(helper: Helper, source: int, target: int) -> None:
+    """Move a page over another in one atomic step; nothing is left at the source."""
+    result = helper.call(syscalls.MREMAP, source, PAGE, PAGE, _MREMAP_MAYMOVE_FIXED, target)
+    if result != target:
+        raise _failed("mremap", source, PAGE, result)
+
+
+def clone_page(helper: Helper, source: int, target: int) -> None:
+    """Move the page-table entry of a file page elsewhere; the source refaults from the file (kernel >= 5.13)."""
+    flags = _MREMAP_MAYMOVE_FIXED | _MREMAP_DONTUNMAP
+    result = helper.call(syscalls.MREMAP, source, PAGE, PAGE, flags, target)
+    if result != target:
+        raise _failed("mremap(DONTUNMAP)", source, PAGE, result)
+
+
+def _failed(call: str, address: int, size: int, result: int) -> PodgraftError:
+    name = os.strerror(-result) if -4096 < result < 0 else f"answered {result:#x}"
+    return PodgraftError(Reason.NO_ROOM_NEARBY, f"{call} of {size} bytes at {address:#x} in the target: {name}")

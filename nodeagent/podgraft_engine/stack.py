@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Is a thread quiescent? A conservative scan of its live stack, and where that says no, an exact unwind (design 5).
+
+The scan looks for words in (start, end] of forbidden code: a return address is never the start of a function, and a
+noreturn call at the end returns to `end`; function pointers (= start) are no frames.
+"""
+
+import struct
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from podgraft_engine.ehframe import RETURN_ADDRESS, RSP, Row
+from podgraft_engine.state import CodeRange
+
+MAX_FRAMES: Final = 256
+RowLookup = Callable[[int], Row | None]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """quiescent, or why not: the function on the stack and the address in it where the thread will come back to.
+
+    doubtful: a word on the stack spoke against it and the unwind could not tell whether it is a frame.
+    """
+
+    quiescent: bool
+    why: str = ""
+    function: str | None = None
+    call_site: int | None = None
+    doubtful: bool = False
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The registers that unwinding starts from; DWARF numbers."""
+
+    pc: int
+    registers: dict[int, int]
+
+
+QUIESCENT: Final = Verdict(quiescent=True)
+
+
+class Forbidden:
+    """Code that must not be on a thread's stack when it migrates."""
+
+    def __init__(self, ranges: list[CodeRange]) -> None:
+        self._ranges = sorted(ranges, key=lambda r: r.start)
+        self._starts = [r.start for r in self._ranges]
+        self._windows = _windows(self._ranges)
+
+    def at_pc(self, pc: int) -> CodeRange | None:
+        """Return the range that a thread at this pc is executing."""
+        found = self._find(pc)
+        return found if found is not None and pc < found.end else None
+
+    def as_return(self, address: int) -> CodeRange | None:
+        """Return the range that a return to this address would enter."""
+        index = bisect_right(self._starts, address - 1) - 1
+        found = self._ranges[index] if index >= 0 else None
+        return found if found is not None and found.start < address <= found.end else None
+
+    def scan(self, stack: bytes | bytearray, size: int) -> tuple[int, CodeRange] | None:
+        """Return the first word (value and range) on the stack that points into forbidden code.
+
+        The bytes that all addresses of a window share are searched for by the C library, so that a held thread waits
+        about a microsecond per 10 KiB.
+        """
+        for needle, width in self._windows:
+            position = stack.find(needle, width, size)
+            while position >= 0:
+                word_at = position - width
+                if word_at % 8 == 0 and word_at + 8 <= size:
+                    value = struct.unpack_from("<Q", stack, word_at)[0]
+                    found = self.as_return(value)
+                    if found is not None:
+                        return value, found
+                position = stack.find(needle, position + 1, size)
+        return None
+
+    def _find(self, address: int) -> CodeRange | None:
+        index = bisect_right(self._starts, address) - 1
+        return self._ranges[index] if index >= 0 else None
+
+
+def unwind(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: RowLookup) -> list[int] | None:
+    """Return the pcs of all frames, innermost first, or None when the stack cannot be unwound to its end.
+
+    Args:
+        frame: where to start.
+        stack: bytes of the stack from address `base`; `size` of them are valid.
+        base: the stack pointer.
+        size: valid bytes.
+        rows: gives the unwind row for a pc, None when it is not known (yet).
+    """
+    pcs = [frame.pc]
+    registers = dict(frame.registers)
+    lookup = frame.pc
+    for _ in range(MAX_FRAMES):
+        row = rows(lookup)
+        if row is None or not row.known:
+            return None
+        if row.outermost:
+            return pcs
+        cfa = registers.get(row.cfa_register)
+        if cfa is None:
+            return None
+        cfa += row.cfa_offset
+        restored: dict[int, int] = {}
+        for register, offset in row.saved:
+            at = cfa + offset - base
+            if not 0 <= at <= size - 8:
+                return None
+            restored[register] = struct.unpack_from("<Q", stack, at)[0]
+        if RETURN_ADDRESS not in restored or cfa <= registers.get(RSP, 0):
+            return None
+        registers.update(restored)
+        registers[RSP] = cfa
+        pcs.append(restored[RETURN_ADDRESS])
+        lookup = pcs[-1] - 1
+    return None
+
+
+def judge(forbidden: Forbidden, frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup) -> Verdict:
+    """Say whether a thread with these registers and this stack is quiescent; doubt means no."""
+    here = forbidden.at_pc(frame.pc)
+    if here is not None:
+        return _not_yet("it executes the function", here, frame.pc)
+    hit = forbidden.scan(stack, size)
+    if hit is None:
+        return QUIESCENT
+    pcs = unwind(frame, stack, frame.registers[RSP], size, rows)
+    if pcs is None:
+        why = "its stack may hold a call of the function and cannot be unwound exactly"
+        return _not_yet(why, hit[1], hit[0], doubtful=True)
+    for pc in pcs[1:]:
+        found = forbidden.as_return(pc)
+        if found is not None:
+            return _not_yet("a call of the function is on its stack", found, pc)
+    return QUIESCENT
+
+
+def _not_yet(why: str, where: CodeRange, pc: int, *, doubtful: bool = False) -> Verdict:
+    return Verdict(quiescent=False, why=why, function=where.function, call_site=pc, doubtful=doubtful)
+
+
+def _windows(ranges: list[CodeRange]) -> list[tuple[bytes, int]]:
+    """Group ranges by the high bytes that their addresses share: (high bytes little-endian, number of low bytes)."""
+    needles: set[tuple[bytes, int]] = set()
+    for item in ranges:
+        width = 2
+        while item.start >> 8 * width != item.end >> 8 * width:
+            width += 1
+        needles.add(((item.start >> 8 * width).to_bytes(8 - width, "little"), width))
+    return sorted(needles)

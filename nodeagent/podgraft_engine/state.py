@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What an engine must know about a process lies in the process: this is the only truth (design 3.4).
+
+The block points to a mapping with a header and two copies of one JSON document. A commit writes the copy that is not
+in force and then one 8-byte word that names it, so an engine killed at any instant leaves the old or the new document.
+"""
+
+import struct
+import zlib
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_engine.block import Block
+from podgraft_engine.layout import PAGE, gap_near
+from podgraft_engine.mailbox import Helper
+from podgraft_engine.memory import Memory
+from podgraft_engine.proc import Process
+from podgraft_engine.rpc import map_fixed, protect
+
+MAGIC: Final = b"PODGSTAT"
+VERSION: Final = 1
+COPY_SIZE: Final = 256 * 1024
+MAPPING_SIZE: Final = PAGE + 2 * COPY_SIZE
+NEAR: Final = 2**46
+# magic, version, start time of the process; at 0x20 the commit word: sequence number, lowest bit = copy in force
+_HEADER: Final = struct.Struct("<8sQQ")
+_COMMIT_AT: Final = 0x20
+_COPY_HEAD: Final = struct.Struct("<QII")
+
+Phase = Literal[
+    "preparing", "prepared", "switching", "migrating", "finalizing", "finalized", "reverting", "restoring", "retired"
+]
+
+
+class Record(BaseModel):
+    """A part of the document."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Patchlet(Record):
+    """Bytes to be put at one address (hex): while threads migrate, and when all have. The page keeps the original."""
+
+    address: int
+    transition: str
+    final: str
+
+
+class SiteRecord(Record):
+    """One replaced function: its site, and the hole that holds a long jump for it."""
+
+    function: str
+    rung: str
+    site: Patchlet
+    hole: Patchlet | None = None
+
+
+class CodeRange(Record):
+    """A piece of code with the name that users know; end is exclusive."""
+
+    function: str
+    start: int
+    end: int
+
+
+class PageRecord(Record):
+    """A patched page and its never-executed file-backed twin."""
+
+    live: int
+    pristine: int
+
+
+class Intent(Record):
+    """What was about to be done to the address space, written before it is done."""
+
+    op: Literal["pristine", "clone", "install", "restore"]
+    source: int
+    target: int
+
+
+class PatchRecord(Record):
+    """One patch in this process. gate: address of two words [new_from, new_until) that the stubs compare with."""
+
+    name: str
+    version: str
+    digest: str
+    cves: list[str]
+    phase: Phase
+    generation: int
+    area: int
+    area_size: int
+    workspace: int
+    workspace_size: int
+    code: CodeRange
+    gate: int
+    eh_frame: tuple[int, int] | None
+    old: list[CodeRange]
+    new: list[CodeRange]
+    sites: list[SiteRecord]
+
+
+class Document(Record):
+    """The whole state. generation: the highest number ever given to a thread."""
+
+    generation: int = 0
+    patches: list[PatchRecord] = []
+    pages: list[PageRecord] = []
+    intent: Intent | None = None
+
+    def find(self, name: str) -> PatchRecord | None:
+        """Return the patch of that name that is not retired."""
+        return next((p for p in self.patches if p.name == name and p.phase != "retired"), None)
+
+    def in_transition(self) -> PatchRecord | None:
+        """Return the patch under way, if any: one transition at a time."""
+        return next((p for p in self.patches if p.phase not in ("finalized", "retired")), None)
+
+
+def all_code(record: PatchRecord) -> list[CodeRange]:
+    """Return the executable part of an area without gaps: the new functions, and between them our stubs and thunks."""
+    result: list[CodeRange] = []
+    position = record.code.start
+    for item in sorted(record.new, key=lambda r: r.start):
+        if position < item.start:
+            result.append(CodeRange(function="a stub", start=position, end=item.start))
+        result.append(item)
+        position = item.end
+    return [*result, CodeRange(function="a stub", start=position, end=record.code.end)]
+
+
+class State:
+    """The document in one process, and the means to commit it."""
+
+    def __init__(self, process: Process, memory: Memory, address: int) -> None:
+        self._process = process
+        self._memory = memory
+        self.address = address
+        self._sequence = 0
+        self.document = Document()
+
+    def commit(self) -> None:
+        """Make the document in memory the one in the target."""
+        sequence = self._sequence + 1
+        body = self.document.model_dump_json().encode()
+        if len(body) + _COPY_HEAD.size > COPY_SIZE:
+            raise PodgraftError(Reason.INTERNAL, f"the state document is too large ({len(body)} bytes)")
+        copy = self.address + PAGE + (sequence & 1) * COPY_SIZE
+        self._memory.write(copy, _COPY_HEAD.pack(sequence, len(body), zlib.crc32(body)) + body)
+        self._memory.write(self.address + _COMMIT_AT, struct.pack("<Q", sequence))
+        self._sequence = sequence
+
+    def load(self) -> bool:
+        """Read the document; False when the mapping holds none yet (an engine ended before its first commit).
+
+        Raises:
+            PodgraftError: FOREIGN_STATE when it is damaged or of another version.
+        """
+        magic, version, start_time = _HEADER.unpack(self._memory.read(self.address, _HEADER.size))
+        if magic != MAGIC:
+            return False
+        if version != VERSION:
+            raise PodgraftError(Reason.FOREIGN_STATE, f"the state in the process has version {version}")
+        del start_time  # differs from the process's own in a forked child, whose state is a true copy all the same
+        self._sequence = struct.unpack("<Q", self._memory.read(self.address + _COMMIT_AT, 8))[0]
+        copy = self.address + PAGE + (self._sequence & 1) * COPY_SIZE
+        sequence, length, crc = _COPY_HEAD.unpack(self._memory.read(copy, _COPY_HEAD.size))
+        body = self._memory.read(copy + _COPY_HEAD.size, min(length, COPY_SIZE - _COPY_HEAD.size))
+        if sequence != self._sequence or zlib.crc32(body) != crc:
+            raise PodgraftError(Reason.FOREIGN_STATE, "the state in the process is damaged")
+        try:
+            self.document = Document.model_validate_json(body)
+        except ValidationError as error:
+            raise PodgraftError(Reason.FOREIGN_STATE, f"the state in the process does not parse: {error}") from None
+        return True
+
+    def initialise(self) -> None:
+        """Write header and first document into a fresh mapping; the magic comes last."""
+        self.commit()
+        self._memory.write(self.address, _HEADER.pack(MAGIC, VERSION, self._process.start_time))
+
+
+def read_state(process: Process, memory: Memory, blk: Block | None) -> State | None:
+    """Return the state in the process, without touching anything; None when there is none."""
+    root = blk.root() if blk else None
+    if root is None or not any(m.start <= root[0] < m.end and "r" in m.perms for m in process.maps()):
+        return None
+    state = State(process, memory, root[0])
+    return state if state.load() else None
+
+
+def open_state(process: Process, memory: Memory, blk: Block, helper: Helper) -> State:
+    """Return the state in the process, made new when there is none.
+
+    The root is set before the mapping exists, so that an engine killed in between leaks nothing.
+    """
+    root = blk.root()
+    if root is None:
+        root = (gap_near(process.maps(), blk.address, MAPPING_SIZE + PAGE, NEAR) + PAGE, MAPPING_SIZE)
+        blk.set_root(*root)
+    address, size = root
+    mapped = next((m for m in process.maps() if m.start <= address < m.end), None)
+    if mapped is None:
+        map_fixed(helper, address - PAGE, size + PAGE, 0)
+        protect(helper, address, size, 3)
+    elif mapped.perms.startswith("---"):
+        protect(helper, address, size, 3)
+    state = State(process, memory, address)
+    if not state.load():
+        state.initialise()
+    return state

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Hold one thread, look, change a register, let it go (ptrace(2), PTRACE_SEIZE; never PTRACE_O_EXITKILL)."""
+
+import ctypes
+import errno
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from ptrace import PtraceError
+from ptrace.binding.func import ptrace
+from ptrace.binding.linux_struct import user_regs_struct
+
+from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_engine import syscalls
+from podgraft_engine.priority import raised
+
+PTRACE_POKEUSER: Final = 6
+PTRACE_GETREGS: Final = 12
+PTRACE_SETREGS: Final = 13
+PTRACE_DETACH: Final = 17
+PTRACE_SEIZE: Final = 0x4206
+PTRACE_INTERRUPT: Final = 0x4207
+PTRACE_GETSIGMASK: Final = 0x420A
+PTRACE_SETSIGMASK: Final = 0x420B
+PTRACE_GET_RSEQ_CONFIGURATION: Final = 0x420F
+PTRACE_EVENT_STOP: Final = 128
+WALL: Final = 0x40000000
+USER_64BIT_CS: Final = 0x33
+
+STOP_TIMEOUT_S: Final = 1.0
+
+
+class NotHeld(Exception):
+    """The thread could not be held now; nothing happened to it. `why` is for humans, `gone` when it has ended."""
+
+    def __init__(self, why: str, *, gone: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.gone = gone
+
+
+@dataclass
+class Held:
+    """A thread that is stopped for a moment. held_us is filled in when it was let go."""
+
+    tid: int
+    regs: user_regs_struct
+    held_us: float = 0.0
+
+    @property
+    def in_call(self) -> bool:
+        """Tell whether the stop interrupted a system call."""
+        return ctypes.c_int32(self.regs.orig_rax).value != -1
+
+    @property
+    def rax(self) -> int:
+        """Return rax as a signed number."""
+        return ctypes.c_int64(self.regs.rax).value
+
+    @property
+    def orig_rax(self) -> int:
+        """Return the number of the interrupted call, -1 for none."""
+        return ctypes.c_int32(self.regs.orig_rax).value
+
+    def set_generation(self, generation: int) -> None:
+        """Write the GS base, the thread's generation number; touches no other register."""
+        ptrace(PTRACE_POKEUSER, self.tid, user_regs_struct.gs_base.offset, generation)
+        self.regs.gs_base = generation
+
+    def set_regs(self) -> None:
+        """Write all registers in one call."""
+        ptrace(PTRACE_SETREGS, self.tid, 0, ctypes.addressof(self.regs))
+
+    def signal_mask(self) -> int:
+        """Return the blocked signals; inside sigsuspend and ppoll the mask that comes back after the call."""
+        mask = ctypes.c_uint64()
+        ptrace(PTRACE_GETSIGMASK, self.tid, 8, ctypes.addressof(mask))
+        return mask.value
+
+    def block_signals(self) -> None:
+        """Block all signals."""
+        mask = ctypes.c_uint64(2**64 - 1)
+        ptrace(PTRACE_SETSIGMASK, self.tid, 8, ctypes.addressof(mask))
+
+    def in_rseq_section(self, read_u64: Callable[[int], int]) -> bool:
+        """Tell whether rip lies in a restartable sequence, which a redirection would skip (kernel/rseq.c)."""
+        config = (ctypes.c_uint64 * 3)()
+        try:
+            ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, ctypes.sizeof(config), ctypes.addressof(config))
+        except PtraceError:
+            return False
+        if not config[0]:
+            return False
+        section = read_u64(config[0] + 8)
+        if not section:
+            return False
+        start, length = read_u64(section + 8), read_u64(section + 16)
+        return bool(start <= self.regs.rip < start + length)
+
+    def rewind_call(self) -> None:
+        """Let an EINTR-class call be repeated, as if nobody had looked (invariant 10)."""
+        number = syscalls.rewind(self.rax, self.orig_rax) if self.in_call else None
+        if number is not None:
+            self.regs.rax = number
+            self.regs.rip -= 2
+            self.set_regs()
+
+
+@contextmanager
+def hold(tid: int) -> Iterator[Held]:
+    """Stop one thread, give its registers, and let it go as the kernel would have (EINTR-class calls rewound).
+
+    Raises:
+        NotHeld: it is traced, has ended, is in a signal stop or does not stop within a second.
+    """
+    with raised():
+        _seize(tid)
+        began = time.perf_counter()
+        try:
+            ptrace(PTRACE_INTERRUPT, tid)
+        except PtraceError as error:
+            raise _not_held(error) from None
+        _wait_stop(tid)
+        held = Held(tid, user_regs_struct())
+        try:
+            ptrace(PTRACE_GETREGS, tid, 0, ctypes.addressof(held.regs))
+            try:
+                yield held
+            finally:
+                held.rewind_call()
+        except PtraceError as error:
+            raise _not_held(error) from None
+        finally:
+            let_go(tid)
+            held.held_us = (time.perf_counter() - began) * 1e6
+
+
+def let_go(tid: int, signo: int = 0) -> None:
+    """Detach; a thread that ended meanwhile is fine."""
+    try:
+        ptrace(PTRACE_DETACH, tid, 0, signo)
+    except PtraceError as error:
+        if error.errno != errno.ESRCH:
+            raise
+
+
+def _seize(tid: int) -> None:
+    try:
+        ptrace(PTRACE_SEIZE, tid, 0, 0)
+    except PtraceError as error:
+        raise _not_held(error) from None
+
+
+def _not_held(error: PtraceError) -> NotHeld:
+    if error.errno == errno.ESRCH:
+        return NotHeld("the thread has ended", gone=True)
+    if error.errno == errno.EPERM:
+        return NotHeld("another tracer holds the thread, or the kernel forbids tracing it")
+    return NotHeld(f"ptrace: {os.strerror(error.errno or 0)}")
+
+
+def _wait_stop(tid: int) -> None:
+    """Wait for the event stop of PTRACE_INTERRUPT; a signal stop is passed on unharmed.
+
+    The wait sleeps: a spinning engine would take the processor that the thread needs in order to stop.
+    """
+    signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT_S)
+    try:
+        _, status = os.waitpid(tid, WALL)
+    except ChildProcessError:
+        raise NotHeld("the thread has ended", gone=True) from None
+    except _GiveUp:
+        # In D state neither INTERRUPT nor DETACH work; only our own end releases it (carrier findings, section 2).
+        raise PodgraftError(Reason.BUSY, f"thread {tid} did not stop: it sleeps uninterruptibly") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    if not os.WIFSTOPPED(status):
+        raise NotHeld("the thread has ended", gone=True)
+    if status >> 16 != PTRACE_EVENT_STOP or os.WSTOPSIG(status) != signal.SIGTRAP:
+        let_go(tid, 0 if status >> 16 else os.WSTOPSIG(status))
+        raise NotHeld("a signal or a stop of the process was under way")
+
+
+class _GiveUp(Exception):
+    """The thread did not stop in time."""
+
+
+def _give_up(*_: object) -> None:
+    raise _GiveUp
+
+
+signal.signal(signal.SIGALRM, _give_up)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The life of a patch in one process: start, complete, reverse. Each step is committed to the state before the next.
+
+An engine that is killed leaves a phase behind; the next one recovers the pages and goes on from that phase. The order
+of phases is preparing, prepared, switching, migrating, finalizing, finalized; back: reverting, restoring, retired.
+"""
+
+import struct
+import time
+from typing import Self
+
+from podgraft_bundle.bundle import Bundle
+from podgraft_bundle.errors import DeadlineError, Reason, Refusal
+from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
+from podgraft_engine import block
+from podgraft_engine.carrier import Borrowed, obtain_helper
+from podgraft_engine.drain import drained
+from podgraft_engine.ehframe import EhFrame
+from podgraft_engine.inspection import inspect, open_target, report
+from podgraft_engine.mailbox import Helper
+from podgraft_engine.migration import Emit, Migration, Tally
+from podgraft_engine.pages import Pages, compose, pages_of
+from podgraft_engine.prepare import discard, prepare, reserve_workspace
+from podgraft_engine.proc import Process
+from podgraft_engine.rpc import unmap
+from podgraft_engine.stack import Forbidden
+from podgraft_engine.state import CodeRange, PatchRecord, Phase, State, all_code, open_state
+from podgraft_engine.threads import Mover, Rule, Stacks, Unwinder
+
+_BEFORE_SWITCH = ("preparing", "prepared")
+
+
+class Transition:
+    """One engine at work on one process. Use as a context manager: the helper is let go at the end."""
+
+    def __init__(self, process: Process, emit: Emit, deadline_s: float) -> None:
+        self._emit = emit
+        self._began = time.monotonic()
+        self._deadline = self._began + deadline_s
+        self._target = open_target(process)
+        self._process = process
+        self._borrowed: Borrowed | None = None
+        self._state: State | None = None
+
+    def apply(self, bundle: Bundle) -> None:
+        """Put the bundle's functions into the process and move every thread; goes on where an engine before us stopped.
+
+        Raises:
+            Refusal: nothing was changed. DeadlineError: threads are left on old code, they run on.
+            PodgraftError: PROCESS_EXITED and what can go wrong inside.
+        """
+        record = self._known(bundle)
+        if record is not None and record.phase == "finalized":
+            self._say_finalized(record, Tally())
+            return
+        if record is None or record.phase in _BEFORE_SWITCH:
+            record = self._start(bundle)
+        else:
+            self._resume(bundle.manifest.name)
+            record = self._record(bundle.manifest.name)
+        tally = self._complete(record)
+        self._say_finalized(record, tally)
+        self._helper.dismiss()
+
+    def revert(self, name: str) -> None:
+        """Move every thread back to the old code and bring the file's pages home.
+
+        Raises:
+            Refusal: NOT_APPLIED, BUSY. DeadlineError: threads are left on new code, they run on.
+        """
+        document = self._target.state.document if self._target.state else None
+        known = document.find(name) if document else None
+        if document is None or known is None:
+            raise Refusal(Reason.NOT_APPLIED, f"process {self._process.pid} has no patch named {name}")
+        other = document.in_transition()
+        if other is not None and other.name != name:
+            raise Refusal(Reason.BUSY, f"the transition of {other.name} is not finished")
+        self._resume(name)
+        record = self._record(name)
+        if record.phase in _BEFORE_SWITCH:
+            discard(self._target, self._open_state, self._helper, record)
+            self._say_reverted(record, Tally())
+        else:
+            self._say_reverted(record, self._reverse(record))
+        self._helper.dismiss()
+
+    def close(self) -> None:
+        """Let go of everything that is open."""
+        if self._borrowed is not None:
+            self._borrowed.helper.close()
+        for module in self._target.modules:
+            module.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def _helper(self) -> Helper:
+        assert self._borrowed is not None  # noqa: S101 (the order of the steps)
+        return self._borrowed.helper
+
+    @property
+    def _open_state(self) -> State:
+        assert self._state is not None  # noqa: S101 (the order of the steps)
+        return self._state
+
+    @property
+    def _pages(self) -> Pages:
+        return Pages(self._process, self._target.memory, self._helper, self._open_state)
+
+    def _known(self, bundle: Bundle) -> PatchRecord | None:
+        """Return the record of this very bundle; refuse what stands in its way."""
+        document = self._target.state.document if self._target.state else None
+        if document is None:
+            return None
+        other = document.in_transition()
+        if other is not None and other.name != bundle.manifest.name:
+            raise Refusal(Reason.BUSY, f"the transition of {other.name} is not finished")
+        known = document.find(bundle.manifest.name)
+        if known is not None and known.digest != bundle.digest:
+            raise Refusal(
+                Reason.CONFLICTING_PATCH, f"{known.name} version {known.version} is in the process; revert it"
+            )
+        if known is not None and known.phase in ("reverting", "restoring"):
+            raise Refusal(Reason.BUSY, f"{known.name} is being reverted; finish that first")
+        return known
+
+    def _record(self, name: str) -> PatchRecord:
+        record = self._open_state.document.find(name)
+        if record is None:
+            raise Refusal(Reason.NOT_APPLIED, f"{name} has gone from the process in the meantime")
+        return record
+
+    def _start(self, bundle: Bundle) -> PatchRecord:
+        """Inspect, borrow a carrier, prepare aside, switch the pages: all threads still take old code."""
+        findings = inspect(self._target, bundle)
+        self._emit(report(self._target, findings, bundle))
+        if findings.problems or findings.module is None:
+            raise findings.problems[0]
+        self._enter()
+        state = self._open_state
+        for stale in [p for p in state.document.patches if p.phase in _BEFORE_SWITCH]:
+            discard(self._target, state, self._helper, stale)
+        retired = next((p for p in state.document.patches if p.phase == "retired" and p.digest == bundle.digest), None)
+        if retired is not None:
+            # Its code may still be referred to, so it was kept: it serves again.
+            if not retired.workspace_size:
+                reserve_workspace(self._target, state, self._helper, retired)
+            self._set_phase(retired, "prepared")
+            record = retired
+        else:
+            record = prepare(self._target, state, self._helper, findings, bundle)
+        generation = state.document.generation + 1
+        self._emit(
+            Prepared(
+                generation=generation,
+                carrier=self._borrowed.carrier if self._borrowed else None,
+                carrier_held_us=self._borrowed.held_us if self._borrowed else None,
+                area=record.area,
+            )
+        )
+        state.document.generation = record.generation = generation
+        state.commit()
+        self._open_gate(record, generation, generation + 1)
+        self._set_phase(record, "switching")
+        return record
+
+    def _resume(self, name: str) -> None:
+        """Go on in a process that holds our state already."""
+        if self._target.block is None or self._target.state is None:
+            raise Refusal(Reason.NOT_APPLIED, f"process {self._process.pid} has no patch named {name}")
+        self._enter()
+
+    def _enter(self) -> None:
+        """Block, helper, state, and what an engine before us left half done."""
+        target = self._target
+        if target.block is None:
+            target.block = block.place(self._process, target.memory)
+        generation = target.state.document.generation if target.state else 0
+        self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
+        self._state = open_state(self._process, target.memory, target.block, self._helper)
+        self._pages.recover()
+
+    def _complete(self, record: PatchRecord) -> Tally:
+        """From `switching` on: switch, migrate, finalize. Each part is skipped or repeated as the phase demands."""
+        if record.phase == "switching":
+            switched = self._switch_pages(record)
+            self._emit(Switched(pages=switched, sites=len(record.sites)))
+            self._set_phase(record, "migrating")
+        tally = Tally()
+        if record.phase == "migrating":
+            forbidden = Forbidden([*record.old, *all_code(record)])
+            tally = self._migrate(record, Rule(forbidden, record.generation))
+            self._set_phase(record, "finalizing")
+        if record.phase == "finalizing":
+            self._switch_pages(record)
+            self._set_phase(record, "finalized")
+        return tally
+
+    def _reverse(self, record: PatchRecord) -> Tally:
+        """Back to old code: stubs again, a generation that takes the old function, then the pristine pages."""
+        state = self._open_state
+        if record.phase == "switching":
+            self._switch_pages(record)
+        if record.phase in ("switching", "migrating", "finalizing", "finalized"):
+            # All threads of an unfinished apply lie in [.., generation]; one more is beyond the gate: old code.
+            state.document.generation += 1
+            self._open_gate(record, record.generation, state.document.generation)
+            self._set_phase(record, "reverting")
+        tally = Tally()
+        if record.phase == "reverting":
+            self._switch_pages(record)
+            rule = Rule(Forbidden(all_code(record)), state.document.generation, old_below=record.generation)
+            tally = self._migrate(record, rule)
+            self._set_phase(record, "restoring")
+        if record.phase == "restoring":
+            self._restore(record)
+        return tally
+
+    def _restore(self, record: PatchRecord) -> None:
+        """Take the sites away, wait until nobody is in a hole, then the holes and the workspace."""
+        self._switch_pages(record)
+        holes = [
+            CodeRange(function=s.function, start=s.hole.address - 1, end=s.hole.address + 5)
+            for s in record.sites
+            if s.hole
+        ]
+        stacks = Stacks(self._process, self._target.memory)
+        code = Forbidden([*holes, *all_code(record)])
+        if not drained(self._process, stacks, code, {self._helper.tid}, self._deadline):
+            raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")
+        state = self._open_state
+        document = state.document
+        for page in pages_of(record):
+            left = compose([p for p in document.patches if p is not record], page)
+            if left:
+                self._pages.switch(page, left)
+            else:
+                self._pages.restore(page)
+        end = record.workspace + record.workspace_size
+        if not any(record.workspace <= p.pristine < end for p in document.pages):
+            # Else another patch on the same page still has its pristine twin here.
+            unmap(self._helper, record.workspace, record.workspace_size)
+            record.workspace = record.workspace_size = 0
+        self._set_phase(record, "retired")
+
+    def _switch_pages(self, record: PatchRecord) -> int:
+        """Bring every page of the patch to what its phase demands; holes before the sites that jump to them."""
+        patches = self._open_state.document.patches
+        pages = pages_of(record)
+        switched = 0
+        if record.phase == "switching":
+            for page in pages:
+                content = compose(patches, page, holes_only_of=record)
+                switched += bool(content) and self._pages.switch(page, content)
+        for page in pages:
+            switched += self._pages.switch(page, compose(patches, page))
+        return switched
+
+    def _migrate(self, record: PatchRecord, rule: Rule) -> Tally:
+        stacks = Stacks(self._process, self._target.memory)
+        mover = Mover(self._process, stacks, self._unwinder(record), rule)
+        migration = Migration(self._process, stacks, mover, self._emit, {self._helper.tid})
+        if not migration.run(self._deadline, self._helper.keep_alive):
+            names = "; ".join(f"{w.tid} ({w.name}): {w.why}" for w in migration.tally.waiting[:5])
+            raise DeadlineError(Reason.DEADLINE_PASSED, f"{len(migration.tally.waiting)} threads are left: {names}")
+        return migration.tally
+
+    def _unwinder(self, record: PatchRecord) -> Unwinder:
+        new_code = None
+        if record.eh_frame is not None:
+            address, size = record.eh_frame
+            frames = EhFrame(self._target.memory.read(address, size), address, None)
+            new_code = (record.code.start, record.code.end, frames)
+        return Unwinder(self._target.modules, new_code)
+
+    def _open_gate(self, record: PatchRecord, new_from: int, new_until: int) -> None:
+        """Threads with a generation in [from, until) take the new function; no choice changes by this write alone."""
+        self._target.memory.write(record.gate, struct.pack("<2Q", new_from, new_until))
+
+    def _set_phase(self, record: PatchRecord, phase: Phase) -> None:
+        record.phase = phase
+        self._open_state.commit()
+
+    def _say_finalized(self, record: PatchRecord, tally: Tally) -> None:
+        self._emit(Finalized.model_validate(self._summary(record, tally)))
+
+    def _say_reverted(self, record: PatchRecord, tally: Tally) -> None:
+        self._emit(Reverted.model_validate(self._summary(record, tally)))
+
+    def _summary(self, record: PatchRecord, tally: Tally) -> dict[str, object]:
+        return {
+            "name": record.name,
+            "generation": record.generation,
+            "threads": len(tally.done) or len(self._process.threads()),
+            "how": dict(tally.how),
+            "max_held_us": round(tally.max_held_us, 1),
+            "seconds": round(time.monotonic() - self._began, 3),
+        }

@@ -1,0 +1,75 @@
+"""Bundles for engine tests, straight from a compiler: the engine is tested without the builder."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from podgraft_bundle.buildid import read_build_id
+from podgraft_bundle.bundle import Bundle, write_bundle
+from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, Reference, ReplacedFunction
+
+CFLAGS = ["-O2", "-g", "-fPIE", "-Wall", "-pthread"]
+
+
+def compile_program(source: Path, out: Path, *flags: str) -> Path:
+    """Compile a target program."""
+    subprocess.run(["gcc", *CFLAGS, *flags, "-o", out, source], check=True)
+    return out
+
+
+def compile_object(source: Path, out: Path, *flags: str) -> Path:
+    """Compile the new functions into a relocatable."""
+    subprocess.run(["gcc", *CFLAGS, "-ffunction-sections", *flags, "-c", "-o", out, source], check=True)
+    return out
+
+
+def forge(program: Path, relocatable: Path, functions: list[str], out: Path, name: str = "pairs-2") -> Bundle:
+    """Write a bundle that replaces `functions` of `program` by those of the relocatable."""
+    with program.open("rb") as stream, relocatable.open("rb") as objects:
+        elf, new = ELFFile(stream), ELFFile(objects)
+        symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols() if s.name}
+        text = elf.get_section_by_name(".text")
+        replaced = []
+        for function in functions:
+            symbol = symbols[function]
+            start, size = symbol["st_value"], symbol["st_size"]
+            code = text.data()[start - text["sh_addr"] : start - text["sh_addr"] + size]
+            entry = Range(symbol=function, offset=start, size=size, sha256=hashlib.sha256(code).hexdigest())
+            replaced.append(ReplacedFunction(entry=entry, new_symbol=function))
+        slots = _got_slots(elf)
+        references = []
+        for symbol in new.get_section_by_name(".symtab").iter_symbols():
+            if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name:
+                continue
+            known = symbols.get(symbol.name)
+            if known is not None and known["st_shndx"] != "SHN_UNDEF":
+                references.append(Reference(symbol=symbol.name, kind="offset", offset=known["st_value"]))
+            elif symbol.name in slots:
+                references.append(Reference(symbol=symbol.name, kind="got", offset=slots[symbol.name]))
+            else:
+                references.append(Reference(symbol=symbol.name, kind="export", export=symbol.name))
+        build_id = read_build_id(stream)
+    data = relocatable.read_bytes()
+    assert build_id is not None
+    manifest = Manifest(
+        name=name,
+        cves=["CVE-2026-0001"],
+        module=Module(name=program.name, build_id=build_id),
+        functions=replaced,
+        references=references,
+        object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
+    )
+    return write_bundle(manifest, data, out)
+
+
+def _got_slots(elf: ELFFile) -> dict[str, int]:
+    """Return where the program keeps the addresses of imported functions."""
+    names = elf.get_section_by_name(".dynsym")
+    return {
+        names.get_symbol(r["r_info_sym"]).name: r["r_offset"]
+        for section in elf.iter_sections("SHT_RELA")
+        for r in section.iter_relocations()
+        if r["r_info_sym"] and r["r_info_type"] in (6, 7)
+    }

@@ -1,0 +1,148 @@
+/* A loaded program that checks itself. Each thread calls the pair (left, right) in a loop and counts what it sees:
+ * both old, both new, or mixed, which must never happen. Some threads run hot, some sleep between calls in a system
+ * call, one sits inside a replaced function when told so. Commands on standard input, answers on standard output.
+ *   usage: pairs HOT SLEEPING */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+#include <x86intrin.h>
+
+#define MAX 64
+struct thread {
+	pthread_t id;
+	int tid, hot;
+	atomic_ulong old, new, mixed, eintr;
+	atomic_ulong longest; /* tsc cycles between two rounds of a hot thread */
+};
+static struct thread threads[MAX];
+static int count;
+static atomic_int stop, linger_seconds;
+int calls_of_left; /* touched by the replaced function, so that a patch needs a data reference */
+
+__attribute__((noinline)) int left(int x)
+{
+	calls_of_left += x & 1;
+	return x * 3 + 1;
+}
+
+__attribute__((noinline)) int right(int x)
+{
+	char text[32];
+	snprintf(text, sizeof text, "%d", x);
+	return (int)strlen(text) * 1000 + 1;
+}
+
+/* sleeps inside when told so: the straggler */
+__attribute__((noinline)) int linger(int x)
+{
+	int seconds = atomic_exchange(&linger_seconds, 0);
+	if (seconds)
+		sleep(seconds);
+	return x + 1;
+}
+
+static void round_of(struct thread *t, int i)
+{
+	int l = left(i & 7) - (i & 7) * 3, r = right(7) % 1000;
+	if (l == 1 && r == 1)
+		t->old++;
+	else if (l == 2 && r == 2)
+		t->new++;
+	else
+		t->mixed++;
+}
+
+static void *work(void *arg)
+{
+	struct thread *t = arg;
+	t->tid = (int)syscall(SYS_gettid);
+	uint64_t last = __rdtsc();
+	for (int i = 0; !stop; i++) {
+		if (t->hot) {
+			round_of(t, i);
+			uint64_t now = __rdtsc();
+			if (now - last > t->longest)
+				t->longest = now - last;
+			last = now;
+			continue;
+		}
+		struct timespec ms20 = {0, 20000000};
+		if (i % 2 ? nanosleep(&ms20, NULL) : poll(NULL, 0, 20))
+			t->eintr++;
+		round_of(t, i);
+	}
+	return NULL;
+}
+
+static void *lingerer(void *arg)
+{
+	struct thread *t = arg;
+	t->tid = (int)syscall(SYS_gettid);
+	while (!stop) {
+		int value = linger(1);
+		value == 2 ? t->old++ : value == 3 ? t->new++ : t->mixed++;
+		struct timespec ms5 = {0, 5000000};
+		nanosleep(&ms5, NULL);
+	}
+	return NULL;
+}
+
+static void report(void)
+{
+	unsigned long old = 0, new = 0, mixed = 0, eintr = 0, longest = 0;
+	int all_new = 0;
+	for (int i = 0; i < count; i++) {
+		struct thread *t = &threads[i];
+		unsigned long o = atomic_exchange(&t->old, 0), n = atomic_exchange(&t->new, 0);
+		old += o, new += n, mixed += t->mixed, eintr += t->eintr;
+		all_new += n && !o;
+		unsigned long gap = atomic_exchange(&t->longest, 0);
+		if (gap > longest)
+			longest = gap;
+	}
+	printf("{\"old\": %lu, \"new\": %lu, \"mixed\": %lu, \"eintr\": %lu, \"all_new\": %d, \"threads\": %d, \"longest\": %lu}\n",
+	       old, new, mixed, eintr, all_new, count, longest);
+}
+
+int main(int argc, char **argv)
+{
+	int hot = argc > 1 ? atoi(argv[1]) : 2, sleeping = argc > 2 ? atoi(argv[2]) : 2;
+	for (count = 0; count < hot + sleeping && count < MAX - 1; count++) {
+		threads[count].hot = count < hot;
+		pthread_create(&threads[count].id, NULL, work, &threads[count]);
+	}
+	pthread_create(&threads[count].id, NULL, lingerer, &threads[count]);
+	count++;
+	printf("ready\n");
+	fflush(stdout);
+	char line[64];
+	while (fgets(line, sizeof line, stdin)) {
+		if (!strncmp(line, "linger ", 7)) {
+			linger_seconds = atoi(line + 7);
+			while (linger_seconds)
+				usleep(1000);
+			printf("lingering\n");
+		} else if (!strncmp(line, "tid", 3)) {
+			printf("%d\n", threads[count - 1].tid);
+		} else if (!strncmp(line, "report", 6)) {
+			report();
+		} else if (!strncmp(line, "quit", 4)) {
+			break;
+		}
+		fflush(stdout);
+	}
+	stop = 1;
+	for (int i = 0; i < count; i++)
+		pthread_join(threads[i].id, NULL);
+	report();
+	return 0;
+}

@@ -1,0 +1,23 @@
+/* The other halves of pairs.c: left, right and linger of the next version. */
+#include <stdio.h>
+#include <string.h>
+
+extern int calls_of_left;
+
+int left(int x)
+{
+	calls_of_left += x & 1;
+	return x * 3 + 2;
+}
+
+int right(int x)
+{
+	char text[32];
+	snprintf(text, sizeof text, "%d", x);
+	return (int)strlen(text) * 1000 + 2;
+}
+
+int linger(int x)
+{
+	return x + 2;
+}
