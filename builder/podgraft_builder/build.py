@@ -1,0 +1,241 @@
+"""From a source tree and a patch to a bundle: build twice, compare, prove, assemble."""
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from podgraft_builder.assemble import Assembly
+from podgraft_builder.compare import Comparison
+from podgraft_builder.hazards import check_hazards
+from podgraft_builder.match import Proof
+from podgraft_builder.objects import Function
+from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
+from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
+from podgraft_builder.references import References
+from podgraft_builder.running import RunningBinary
+from podgraft_builder.workspace import Workspace
+from podgraft_bundle.bundle import Bundle, write_bundle
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, ReplacedFunction
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asks for; binary is relative to source."""
+
+    source: Path
+    patch: Path
+    command: str
+    binary: Path
+    output: Path
+    running: Path | None = None
+    name: str | None = None
+    version: str = "1"
+    cves: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """What was built: the bundle, the binary it is for and how that was chosen, and a row for each function."""
+
+    bundle: Bundle
+    running: Path
+    chosen: str
+    functions: list[dict[str, str | int]] = field(default_factory=list)
+
+
+def build(options: Options, progress: Progress) -> Outcome:
+    """Build a bundle. Raises Refusal with the reason of the first thing that cannot be patched safely."""
+    if not (options.source.is_dir() and options.patch.is_file()):
+        missing = options.patch if options.source.is_dir() else options.source
+        raise Refusal(Reason.PATCH_DOES_NOT_APPLY, f"{missing} is not there", "check --source and --patch")
+    space = Workspace.create(options.source, options.command)
+    try:
+        return _build_in(space, options, progress)
+    finally:
+        space.remove()
+
+
+def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome:
+    space.copy_tree()
+    space.apply_patch(options.patch)  # a patch that does not apply must not cost two builds
+    path, chosen = _running_binary(space, options, progress)
+    running = RunningBinary(path)
+    progress(f"running binary: {path} ({chosen}), build id {running.build_id}")
+    pairs = _two_builds(space, options, progress)
+    comparisons = compare_pairs(pairs)
+    _require_change(comparisons)
+    check_hazards(comparisons, lambda: unchanged_objects(pairs), running)
+    proofs = _prove(comparisons, running, progress)
+    assembly = Assembly(comparisons, References(running, proofs))
+    data = assembly.run()
+    manifest = Manifest(
+        name=options.name or _default_name(options.patch),
+        version=options.version,
+        cves=sorted(set(options.cves)),
+        module=Module(name=options.binary.name, build_id=running.build_id),
+        functions=_functions(assembly, proofs, running),
+        references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
+        object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
+    )
+    bundle = write_bundle(manifest, data, options.output)
+    return Outcome(bundle, path, chosen, rows(comparisons))
+
+
+def _running_binary(space: Workspace, options: Options, progress: Progress) -> tuple[Path, str]:
+    """Choose the binary that runs: named, built in place, or built now without any added flag."""
+    in_place = options.source / options.binary
+    if options.running is not None:
+        if not options.running.is_file():
+            raise Refusal(Reason.BINARY_NOT_BUILT, f"{options.running} is not there", "check --running")
+        return options.running, "as named"
+    if in_place.is_file():
+        return in_place, "built in place"
+    progress("plain build, for the binary that runs")
+    space.copy_tree()
+    space.build("plain", flags="")
+    made = space.tree / options.binary
+    _require_binary(made, options)
+    kept = options.output.with_name(f"{options.output.stem}.{options.binary.name}")
+    shutil.copy2(made, kept)
+    return kept, "built plainly, kept beside the bundle"
+
+
+def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[Pair]:
+    """Build the old tree fully, and of the new one what the patch touches; return the objects of the binary."""
+    progress("old build, one section per function")
+    space.copy_tree()
+    binary = space.tree / options.binary
+    stale = (options.source / options.binary).exists()
+    try:
+        if stale:
+            space.clean(archives=True)
+        records = space.build("old")
+    except Refusal:
+        if not stale:
+            raise
+        space.copy_tree()  # some build systems never make their archives again
+        space.clean(archives=False)
+        records = space.build("old")
+    _require_binary(binary, options)
+    old_link = link_of(records, binary)
+    if old_link is None:
+        raise Refusal(
+            Reason.BUILD_FAILED,
+            f"{options.binary} was made without a compiler call that podgraft could see",
+            "call the compiler by name (gcc, cc, clang), not by a path",
+        )
+    old = inputs_of(old_link, space.tree, records)
+    progress("new build, what the patch touches")
+    patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
+    fresh = space.build("new")
+    done = {item.output for item in fresh if item.kind == "compile"}
+    forgotten = [r for r in _last(records) if r.depends & patched and r.output not in done]
+    if forgotten:
+        fresh = space.replay(forgotten, "new")
+    new_link = link_of(fresh, binary)
+    new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
+    return _pairs(space, old, _with_replayed(new, forgotten, fresh))
+
+
+def _last(records: list[Record]) -> list[Record]:
+    """Return the last record of each object."""
+    return list({r.output: r for r in records if r.kind == "compile"}.values())
+
+
+def _with_replayed(new: list[Input], forgotten: list[Record], fresh: list[Record]) -> list[Input]:
+    """Put what was compiled by itself in the place of archive members that the build left alone."""
+    made = {r.output: r.copy for r in fresh if r.kind == "compile"}
+    by_content = {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
+    return [Input(i.path, i.member, by_content.get(content_hash(i.data), i.data)) for i in new]
+
+
+def _pairs(space: Workspace, old: list[Input], new: list[Input]) -> list[Pair]:
+    before = {item.label(space.tree): item.data for item in old}
+    after = {item.label(space.tree): item.data for item in new}
+    return [Pair(label, before.get(label), data) for label, data in sorted(after.items())]
+
+
+def _require_binary(path: Path, options: Options) -> None:
+    if not path.is_file():
+        raise Refusal(Reason.BINARY_NOT_BUILT, f"{options.command!r} did not make {options.binary}")
+    with path.open("rb") as file:
+        if file.read(4) != b"\x7fELF":
+            raise Refusal(Reason.BINARY_NOT_BUILT, f"{options.binary} is no ELF file (a libtool script?)")
+
+
+def _require_change(comparisons: dict[str, Comparison]) -> None:
+    if not any(comparison.changed for comparison in comparisons.values()):
+        raise Refusal(Reason.NO_CHANGE, "no function of the binary has other machine code after the patch")
+
+
+def _prove(comparisons: dict[str, Comparison], running: RunningBinary, progress: Progress) -> dict[str, Proof]:
+    """Prove every function of each changed object: one that inlines differently would show here."""
+    proofs = {}
+    for label, comparison in sorted(comparisons.items()):
+        proof = Proof(comparison.old, running)
+        if comparison.changed:
+            _prove_object(comparison, proof)
+            progress(f"{label}: {len(proof.functions)} functions equal those of the running binary")
+        proofs[label] = proof
+    return proofs
+
+
+def _prove_object(comparison: Comparison, proof: Proof) -> None:
+    replaced = {f for c in comparison.changed.values() for f in (c.old, *c.old_parts)}
+    for function in dict.fromkeys(comparison.old.functions.values()):
+        if function in replaced or function.name in proof.running.by_name:
+            proof.prove(function)
+    proof.finish()
+
+
+def _functions(assembly: Assembly, proofs: dict[str, Proof], running: RunningBinary) -> list[ReplacedFunction]:
+    found = []
+    for label, comparison in sorted(assembly.comparisons.items()):
+        for _, unit in sorted(comparison.changed.items()):
+            found.append(
+                ReplacedFunction(
+                    entry=_range(proofs[label], unit.old, running),
+                    parts=[_range(proofs[label], part, running) for part in unit.old_parts],
+                    new_symbol=assembly.symbol_of(label, unit.new),
+                )
+            )
+    return found
+
+
+def _range(proof: Proof, function: Function, running: RunningBinary) -> Range:
+    named = proof.prove(function)
+    data = running.read(named.address, named.size)
+    if data is None:
+        raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{function.name} has no bytes in {running.path}")
+    digest = hashlib.sha256(data).hexdigest()
+    return Range(symbol=function.name, offset=named.address, size=named.size, sha256=digest)
+
+
+def rows(comparisons: dict[str, Comparison]) -> list[dict[str, str | int]]:
+    """Return a row per changed function: object, function, why, size old and new in bytes."""
+    return [
+        {
+            "object": label,
+            "function": unit.name,
+            "why": unit.why,
+            "old_size": _size(unit.old, unit.old_parts),
+            "new_size": _size(unit.new, unit.new_parts),
+        }
+        for label, comparison in sorted(comparisons.items())
+        for unit in sorted(comparison.changed.values(), key=lambda c: c.name)
+    ]
+
+
+def _size(function: Function, parts: tuple[Function, ...]) -> int:
+    return function.size + sum(part.size for part in parts)
+
+
+def _default_name(patch: Path) -> str:
+    name = re.sub(r"[^a-z0-9.-]+", "-", patch.stem.lower()).strip(".-")[:100].strip(".-")
+    return name or "patch"

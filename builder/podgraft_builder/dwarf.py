@@ -1,0 +1,156 @@
+"""What debug information says about types and signatures (DWARF 5, sections 3.3, 5.7 and 5.8)."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from elftools.dwarf.die import DIE
+from elftools.elf.elffile import ELFFile
+
+_ASSEMBLER = 0x8001  # DW_LANG_Mips_Assembler, what GNU as writes
+_RECORDS = {
+    "DW_TAG_structure_type": "struct",
+    "DW_TAG_class_type": "class",
+    "DW_TAG_union_type": "union",
+    "DW_TAG_enumeration_type": "enum",
+}
+_QUALIFIERS = {"DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type"}
+_DEEP = 24
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Size in bytes, and (name, offset or value, type) of each member or enumerator; bit fields in bits."""
+
+    kind: str
+    size: int
+    members: tuple[tuple[str, int, str], ...]
+
+    def differs(self, new: "Layout") -> str | None:
+        """Say how a new layout differs in memory; names alone do not count, nor do further enumerators."""
+        if self.size != new.size:
+            return f"size {self.size} -> {new.size}"
+        if self.kind == "enum":
+            values = {name: value for name, value, _ in new.members}
+            moved = [n for n, value, _ in self.members if values.get(n, value) != value]
+            return f"value of {moved[0]} changes" if moved else None
+        if [m[1:] for m in self.members] != [m[1:] for m in new.members]:
+            pairs = zip(self.members, new.members, strict=False)
+            first = next((f"{a[0]} ({a[2]}) -> {b[0]} ({b[2]})" for a, b in pairs if a[1:] != b[1:]), None)
+            return first or f"{len(self.members)} members -> {len(new.members)}"
+        return None
+
+
+@dataclass
+class Debug:
+    """Types by name ("struct client"), signatures by function, and whether any unit was written in assembler."""
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    signatures: dict[str, str] = field(default_factory=dict)
+    assembler: bool = False
+    present: bool = False
+
+
+def read_debug(data: bytes) -> Debug:
+    """Read the types and signatures at file scope of an object; types inside functions are left out."""
+    elf = ELFFile(io.BytesIO(data))
+    debug = Debug(present=elf.get_section_by_name(".debug_info") is not None)
+    if not debug.present:
+        return debug
+    for unit in elf.get_dwarf_info().iter_CUs():
+        top = unit.get_top_DIE()
+        language = top.attributes.get("DW_AT_language")
+        if language is not None and language.value == _ASSEMBLER:
+            debug.assembler = True
+            continue
+        _walk(top, "", debug)
+    return debug
+
+
+def _walk(parent: DIE, scope: str, debug: Debug) -> None:
+    for die in parent.iter_children():
+        name = _name(die)
+        if die.tag in _RECORDS:
+            if name and "DW_AT_declaration" not in die.attributes:
+                debug.layouts[f"{_RECORDS[str(die.tag)]} {scope}{name}"] = _layout(die)
+            if name:
+                _walk(die, f"{scope}{name}::", debug)
+        elif die.tag == "DW_TAG_typedef" and name:
+            target = _target(die)
+            if target is not None and target.tag in _RECORDS and not _name(target):
+                debug.layouts[f"typedef {scope}{name}"] = _layout(target)
+        elif die.tag == "DW_TAG_namespace":
+            _walk(die, f"{scope}{name}::", debug)
+        elif die.tag == "DW_TAG_subprogram" and name:
+            debug.signatures.setdefault(_name(die, "DW_AT_linkage_name") or name, _signature(die))
+
+
+def _layout(die: DIE) -> Layout:
+    members: list[tuple[str, int, str]] = []
+    for child in die.iter_children():
+        if child.tag == "DW_TAG_enumerator":
+            members.append((_name(child), int(child.attributes["DW_AT_const_value"].value), ""))
+        elif child.tag in {"DW_TAG_member", "DW_TAG_inheritance"}:
+            width = f":{_number(child, 'DW_AT_bit_size')}" if "DW_AT_bit_size" in child.attributes else ""
+            members.append((_name(child), _bits(child), _type(_target(child), 0) + width))
+    return Layout(_RECORDS[str(die.tag)], _number(die, "DW_AT_byte_size"), tuple(members))
+
+
+def _bits(member: DIE) -> int:
+    """Return where a member starts, in bits."""
+    if "DW_AT_data_bit_offset" in member.attributes:
+        return _number(member, "DW_AT_data_bit_offset")
+    return 8 * _number(member, "DW_AT_data_member_location")
+
+
+def _signature(die: DIE) -> str:
+    parameters = [
+        "..." if child.tag == "DW_TAG_unspecified_parameters" else _type(_target(child), 0)
+        for child in die.iter_children()
+        if child.tag in {"DW_TAG_formal_parameter", "DW_TAG_unspecified_parameters"}
+    ]
+    return f"{_type(_target(die), 0)} ({', '.join(parameters)})"
+
+
+def _type(die: DIE | None, depth: int) -> str:  # noqa: PLR0911 (a table of kinds)
+    """Return a type's text without qualifiers; a named record by its name, a nameless one by its layout."""
+    if die is None or depth > _DEEP:
+        return "void"
+    if die.tag in _QUALIFIERS:
+        return _type(_target(die), depth + 1)
+    if die.tag in {"DW_TAG_pointer_type", "DW_TAG_reference_type", "DW_TAG_rvalue_reference_type"}:
+        return _type(_target(die), depth + 1) + "*"
+    if die.tag == "DW_TAG_array_type":
+        return _type(_target(die), depth + 1) + "".join(_dimensions(die))
+    if die.tag == "DW_TAG_subroutine_type":
+        return _signature(die)
+    if die.tag in _RECORDS:
+        name = _name(die)
+        return f"{_RECORDS[str(die.tag)]} {name}" if name else str(_layout(die).members)
+    if die.tag == "DW_TAG_typedef":
+        target = _target(die)
+        return _name(die) if target is not None and target.tag in _RECORDS else _type(target, depth + 1)
+    return _name(die) or str(die.tag)
+
+
+def _dimensions(die: DIE) -> Iterator[str]:
+    for child in die.iter_children():
+        if child.tag == "DW_TAG_subrange_type":
+            bound = child.attributes.get("DW_AT_upper_bound")
+            count = child.attributes.get("DW_AT_count")
+            yield f"[{bound.value + 1 if bound is not None else count.value if count is not None else ''}]"
+
+
+def _target(die: DIE) -> DIE | None:
+    return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
+
+
+def _name(die: DIE, attribute: str = "DW_AT_name") -> str:
+    name: Any = die.attributes.get(attribute)
+    return name.value.decode(errors="replace") if name is not None else ""
+
+
+def _number(die: DIE, attribute: str) -> int:
+    found: Any = die.attributes.get(attribute)
+    return found.value if found is not None and isinstance(found.value, int) else 0

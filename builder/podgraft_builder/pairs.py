@@ -1,0 +1,54 @@
+"""Pairs of objects, old and new, and which of them have to be looked at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from podgraft_builder.compare import Comparison
+from podgraft_builder.objects import ObjectFile
+from podgraft_bundle.errors import Reason, Refusal
+
+EMPTY = "(none)"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One object of the binary before (None: a new file) and after."""
+
+    label: str
+    old: bytes | None
+    new: bytes
+
+
+def compare_pairs(pairs: list[Pair]) -> dict[str, Comparison]:
+    """Compare what differs; the result has one comparison per object that is not the same byte for byte."""
+    found = {}
+    for pair in pairs:
+        if pair.old == pair.new:
+            continue
+        new = ObjectFile(pair.label, pair.new)
+        if pair.old is None:
+            raise Refusal(
+                Reason.UNSUPPORTED_CHANGE,
+                f"{pair.label} is a new object file",
+                "put new functions into an existing source file",
+            )
+        found[pair.label] = Comparison(ObjectFile(pair.label, pair.old), new).run()
+    return found
+
+
+def unchanged_objects(pairs: list[Pair]) -> list[ObjectFile]:
+    """Return the objects of the binary that are the same byte for byte."""
+    return [ObjectFile(pair.label, pair.new) for pair in pairs if pair.old == pair.new]
+
+
+def read_folders(old: Path, new: Path) -> list[Pair]:
+    """Return the pairs of two finished object trees, by relative path; objects that went away are left out."""
+    pairs = []
+    for path in sorted(new.rglob("*")):
+        if not path.is_file() or path.is_symlink():
+            continue
+        data = path.read_bytes()
+        if data[:4] == b"\x7fELF" and data[16:18] == b"\x01\x00":  # ET_REL
+            before = old / path.relative_to(new)
+            pairs.append(Pair(str(path.relative_to(new)), before.read_bytes() if before.is_file() else None, data))
+    return pairs

@@ -1,0 +1,123 @@
+"""What the compiler wrapper recorded, and which objects a link took."""
+
+import hashlib
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_MEMBER = re.compile(r"^(\S+\.a)\(([^()]+)\)", re.MULTILINE)
+_LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object that was compiled, or (kind "link") one file that was linked."""
+
+    kind: str
+    cwd: Path
+    output: Path
+    compiler: str = ""
+    arguments: tuple[str, ...] = ()
+    source: str = ""
+    copy: Path = Path()
+    depends: frozenset[str] = frozenset()
+    map: Path = Path()
+
+
+def read_log(store: Path) -> list[Record]:
+    """Return the records of one store, oldest first."""
+    log = store / "log.jsonl"
+    if not log.exists():
+        return []
+    return [_record(json.loads(line)) for line in log.read_text().splitlines()]
+
+
+def _record(line: dict[str, str | list[str]]) -> Record:
+    text = {key: value for key, value in line.items() if isinstance(value, str)}
+    return Record(
+        kind=text["kind"],
+        cwd=Path(text["cwd"]),
+        output=Path(text["output"]).resolve(),
+        compiler=text.get("compiler", ""),
+        arguments=tuple(line.get("arguments", ())),
+        source=text.get("source", ""),
+        copy=Path(text.get("copy", "")),
+        depends=frozenset(str(Path(name).resolve()) for name in line.get("depends", ())),
+        map=Path(text.get("map", "")),
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """One object of a link: a file, or a member of an archive."""
+
+    path: Path
+    member: str | None
+    data: bytes
+
+    def label(self, tree: Path) -> str:
+        """Return a name that is the same for the old and the new build."""
+        path = str(self.path.relative_to(tree)) if self.path.is_relative_to(tree) else str(self.path)
+        return f"{path}({self.member})" if self.member else path
+
+
+def link_of(records: list[Record], binary: Path) -> Record | None:
+    """Return the last link that made the binary, if the wrappers saw one."""
+    made = [item for item in records if item.kind == "link" and item.output == binary.resolve()]
+    return made[-1] if made else None
+
+
+def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
+    """Return the objects of the tree that the map of a link names (ld manual, "-M": LOAD and archive members)."""
+    text = link.map.read_text(errors="replace")
+    copies = {item.output: item.copy for item in records if item.kind == "compile"}
+    found: list[Input] = []
+    for name in dict.fromkeys(_LOAD.findall(text)):
+        path = (link.cwd / name).resolve()
+        if path in copies and not path.is_relative_to(tree):
+            found.append(Input(Path(path.name.split("-", 1)[-1]), None, copies[path].read_bytes()))
+        elif path.is_relative_to(tree) and path.is_file():
+            data = path.read_bytes()
+            if data.startswith(b"\x7fELF") and data[16:18] == b"\x01\x00":  # ET_REL
+                found.append(Input(path, None, data))
+    used: dict[Path, list[str]] = {}
+    for name, member in dict.fromkeys(_MEMBER.findall(text)):
+        path = (link.cwd / name).resolve()
+        if path.is_relative_to(tree):
+            used.setdefault(path, []).append(member)
+    for path, members in used.items():
+        contents = archive_members(path)
+        found += [Input(path, member, contents[member]) for member in members if member in contents]
+    return found
+
+
+def archive_members(path: Path) -> dict[str, bytes]:
+    """Return name -> content of an `ar` archive, GNU long names and thin archives included (ar(5))."""
+    data = path.read_bytes()
+    thin, names, members, stream = data.startswith(b"!<thin>\n"), b"", {}, io.BytesIO(data)
+    stream.seek(8)
+    while len(header := stream.read(60)) == 60:
+        raw, size = header[:16].decode().rstrip(), int(header[48:58])
+        special = raw in {"/", "//", "/SYM64/"}
+        if raw.startswith("/") and not special:
+            start = int(raw[1:])
+            name = names[start:].split(b"/\n", 1)[0].decode()
+        else:
+            name = raw.rstrip("/")
+        if thin and not special:
+            members[Path(name).name] = (path.parent / name).read_bytes()
+            continue
+        content = stream.read(size)
+        stream.seek(size & 1, io.SEEK_CUR)
+        if raw == "//":
+            names = content
+        elif not special:
+            members[name] = content
+    return members
+
+
+def content_hash(data: bytes) -> str:
+    """Return the name under which two builds know the same object."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,213 @@
+"""The binary that runs: its bytes, symbols, GOT slots and PLT entries, all by link-time address."""
+
+import io
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
+from iced_x86 import Decoder, FlowControl, OpKind, Register
+
+from podgraft_bundle.buildid import read_build_id
+from podgraft_bundle.errors import Reason, Refusal
+
+DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
+_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64 = 5, 6, 7, 1, 18  # psABI x86-64, table 4.10
+_PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got")
+
+
+class Named(NamedTuple):
+    """A symbol of the running binary; file is the source file of a local one (STT_FILE)."""
+
+    name: str
+    file: str
+    kind: str
+    local: bool
+    address: int
+    size: int
+
+
+class RunningBinary:
+    """An executable or shared object with its symbols (its own, or those of a debug file with the same build id)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        data = path.read_bytes()
+        try:
+            self._elf = ELFFile(io.BytesIO(data))
+        except ELFError as error:
+            raise Refusal(Reason.BINARY_NOT_BUILT, f"{path} is no ELF file: {error}") from error
+        if self._elf.get_machine_arch() != "x64":
+            raise Refusal(Reason.WRONG_ARCHITECTURE, f"{path} is for {self._elf.get_machine_arch()}, not x86-64")
+        build_id = read_build_id(io.BytesIO(data))
+        if build_id is None:
+            raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{path} has no build id", "link it with -Wl,--build-id=sha1")
+        self.build_id = build_id
+        text = self._elf.get_section_by_name(".text")
+        if text is None or text["sh_type"] == "SHT_NOBITS":
+            raise Refusal(
+                Reason.UNRESOLVED_REFERENCE,
+                f"{path} holds no code: it is a debug file",
+                f"give the binary itself; its debug file is found below {DEBUG_FOLDER}",
+            )
+        self._segments = [
+            (s["p_vaddr"], s["p_filesz"], s["p_memsz"], s.data()) for s in self._elf.iter_segments("PT_LOAD")
+        ]
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Return file-backed bytes (zeros for .bss), None where nothing is mapped."""
+        for start, file_size, memory_size, data in self._segments:
+            if start <= address and address + size <= start + memory_size:
+                at = address - start
+                return bytes(data[at : min(at + size, file_size)].ljust(size, b"\0"))
+        return None
+
+    def string(self, address: int, width: int) -> bytes | None:
+        """Return the string at an address without its end; width is that of a character in bytes."""
+        for start, file_size, _, data in self._segments:
+            if start <= address < start + file_size:
+                end = at = address - start
+                while end < file_size and any(data[end : end + width]):
+                    end += width
+                return bytes(data[at:end])
+        return None
+
+    @cached_property
+    def symbols(self) -> list[Named]:
+        """Return all symbols of .symtab. Raises Refusal(UNRESOLVED_REFERENCE) when there are none."""
+        table = self._elf.get_section_by_name(".symtab")
+        if not isinstance(table, SymbolTableSection):
+            table = self._debug_symbols()
+        found, file = [], ""
+        for item in table.iter_symbols():
+            kind, bind = item["st_info"]["type"], item["st_info"]["bind"]
+            if kind == "STT_FILE":
+                file = item.name
+            elif isinstance(item["st_shndx"], int) and item.name:
+                local = bind == "STB_LOCAL"
+                name = item.name.split("@", 1)[0]
+                found.append(Named(name, file if local else "", kind, local, item["st_value"], item["st_size"]))
+        return found
+
+    def _debug_symbols(self) -> SymbolTableSection:
+        path = DEBUG_FOLDER / self.build_id[:2] / f"{self.build_id[2:]}.debug"
+        if path.is_file():
+            table = ELFFile(io.BytesIO(path.read_bytes())).get_section_by_name(".symtab")
+            if isinstance(table, SymbolTableSection):
+                return table
+        raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{self.path} is stripped and {path} is not there")
+
+    @cached_property
+    def by_name(self) -> dict[str, list[Named]]:
+        """Return the symbols by name."""
+        found: dict[str, list[Named]] = defaultdict(list)
+        for item in self.symbols:
+            found[item.name].append(item)
+        return dict(found)
+
+    @cached_property
+    def exported(self) -> set[str]:
+        """Return the names that the dynamic symbol table defines."""
+        table = self._elf.get_section_by_name(".dynsym")
+        if not isinstance(table, SymbolTableSection):
+            return set()
+        return {s.name for s in table.iter_symbols() if isinstance(s["st_shndx"], int)}
+
+    @cached_property
+    def slots(self) -> dict[int, tuple[str, int]]:
+        """Return GOT slot -> (symbol that the loader puts there, relocation type)."""
+        found = {}
+        for section in self._elf.iter_sections():
+            if isinstance(section, RelocationSection) and section["sh_flags"] & 2:
+                table = self._elf.get_section(section["sh_link"])
+                if not isinstance(table, SymbolTableSection):
+                    continue
+                for item in section.iter_relocations():
+                    kind = item["r_info_type"]
+                    if kind in {_GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64} and item["r_info_sym"]:
+                        found[item["r_offset"]] = (table.get_symbol(item["r_info_sym"]).name, kind)
+        return found
+
+    def slot_of(self, name: str, *, address_taken: bool) -> int | None:
+        """Return a GOT slot that holds the address of an imported symbol once the loader is done with it.
+
+        A slot of the PLT holds the function itself only when the loader binds at once (psABI section 5.2).
+        """
+        got = self._elf.get_section_by_name(".got")
+        plt = self._elf.get_section_by_name(".got.plt")
+        tables = [(t["sh_addr"], t["sh_addr"] + t["sh_size"]) for t in (got, plt) if t is not None]
+        for slot, (symbol, kind) in sorted(self.slots.items()):
+            if symbol != name or not any(low <= slot < high for low, high in tables):
+                continue
+            if kind == _GLOB_DAT or (kind == _JUMP_SLOT and (self.binds_now or not address_taken)):
+                return slot
+        return None
+
+    @cached_property
+    def binds_now(self) -> bool:
+        """Say whether the loader fills every slot before the program starts (gABI, DF_BIND_NOW)."""
+        section = self._elf.get_section_by_name(".dynamic")
+        if not isinstance(section, DynamicSection):
+            return False
+        tags = {tag.entry.d_tag: tag.entry.d_val for tag in section.iter_tags()}
+        now = tags.get("DT_FLAGS", 0) & 8 or tags.get("DT_FLAGS_1", 0) & 1
+        return bool(now) or "DT_BIND_NOW" in tags
+
+    @cached_property
+    def plt(self) -> dict[int, str]:
+        """Return PLT entry -> imported function, found by what each entry jumps through."""
+        found: dict[int, str] = {}
+        for name in _PLT_SECTIONS:
+            section = self._elf.get_section_by_name(name)
+            if section is None:
+                continue
+            size = section["sh_entsize"] or 16
+            size = 8 if name == ".plt.got" and size not in {8, 16} else size
+            data = section.data()
+            for at in range(0, len(data) - size + 1, size):
+                slot = _jumps_through(data[at : at + size], section["sh_addr"] + at)
+                if slot in self.slots:
+                    found.setdefault(section["sh_addr"] + at, self.slots[slot][0])
+        return found
+
+    def plt_of(self, name: str) -> int | None:
+        """Return the PLT entry of an imported function."""
+        return next((address for address, symbol in sorted(self.plt.items()) if symbol == name), None)
+
+    def tpoff(self, symbol: Named) -> int | None:
+        """Return the offset of a thread-local variable from the thread pointer (executables only; psABI 3.4.6)."""
+        for segment in self._elf.iter_segments("PT_TLS"):
+            align = max(segment["p_align"], 1)
+            end = segment["p_vaddr"] + segment["p_memsz"]
+            size = -(-end // align) * align - segment["p_vaddr"]
+            return int(symbol.address - size) if self.executable else None
+        return None
+
+    @cached_property
+    def executable(self) -> bool:
+        """Say whether this is a program (it has an interpreter, or a fixed address), not a library."""
+        fixed = self._elf["e_type"] == "ET_EXEC"
+        return fixed or any(True for _ in self._elf.iter_segments("PT_INTERP"))
+
+    @cached_property
+    def names_at(self) -> dict[int, list[Named]]:
+        """Return the symbols by address."""
+        found: dict[int, list[Named]] = defaultdict(list)
+        for item in self.symbols:
+            found[item.address].append(item)
+        return dict(found)
+
+
+def _jumps_through(data: bytes, address: int) -> int | None:
+    """Return the slot that a PLT entry jumps through."""
+    for instruction in Decoder(64, data, ip=address):
+        if instruction.flow_control == FlowControl.INDIRECT_BRANCH:
+            if instruction.op0_kind == OpKind.MEMORY and instruction.memory_base == Register.RIP:
+                return int(instruction.memory_displacement)
+            return None
+    return None

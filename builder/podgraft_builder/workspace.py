@@ -1,0 +1,162 @@
+"""A copy of the source tree, built before and after the patch at one and the same path."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from podgraft_builder import wrapper
+from podgraft_builder.lines import C_LIKE, keep_line_numbers
+from podgraft_builder.records import Record, read_log
+from podgraft_bundle.errors import Reason, Refusal
+
+COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
+SECTIONS = "-g -ffunction-sections -fdata-sections"
+_TAIL = 15
+
+
+def cache_folder() -> Path:
+    """Return the one folder for cached and temporary builds."""
+    return Path(os.environ.get("PODGRAFT_CACHE") or Path.home() / ".cache" / "podgraft")
+
+
+@dataclass
+class Workspace:
+    """One tree that is built several times; `shown` is the path that __FILE__ and debug information show."""
+
+    root: Path
+    source: Path
+    command: str
+    tree: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tree = self.root / "tree"
+        self._make_wrappers()
+
+    @classmethod
+    def create(cls, source: Path, command: str) -> "Workspace":
+        """Make a workspace in the cache folder; remove() deletes it."""
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source.resolve(), command)
+
+    def remove(self) -> None:
+        """Delete the workspace."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def copy_tree(self) -> None:
+        """Put a fresh copy of the source tree in place, file times kept."""
+        if self.tree.exists():
+            shutil.rmtree(self.tree)
+        shutil.copytree(self.source, self.tree, symlinks=True)
+
+    def clean(self, *, archives: bool) -> None:
+        """Delete what an earlier build left: programs and objects, and archives if asked."""
+        for path in self.tree.rglob("*"):
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                start = file.read(8)
+            if start.startswith(b"\x7fELF") or (archives and start in {b"!<arch>\n", b"!<thin>\n"}):
+                path.unlink()
+
+    def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:
+        """Run the build command with the wrappers in front; return what they recorded, oldest first."""
+        store = self.root / store_name
+        store.mkdir(exist_ok=True)
+        result = subprocess.run(
+            ["/bin/sh", "-c", self.command],
+            cwd=self.tree,
+            env=self._environment(store, flags),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if result.returncode != 0:
+            tail = result.stdout.decode(errors="replace").strip().splitlines()[-_TAIL:]
+            raise Refusal(Reason.BUILD_FAILED, f"{self.command!r} ended with {result.returncode}:\n" + "\n".join(tail))
+        return read_log(store)
+
+    def replay(self, records: list[Record], store_name: str) -> list[Record]:
+        """Compile again, by itself, each object that the build command did not look at."""
+        store = self.root / store_name
+        for item in records:
+            result = subprocess.run(
+                [self.root / "bin" / item.compiler, *item.arguments],
+                cwd=item.cwd,
+                env=self._environment(store, SECTIONS),
+                capture_output=True,
+                check=False,
+            )
+            if result.returncode != 0:
+                raise Refusal(Reason.BUILD_FAILED, f"{item.source}: " + result.stderr.decode(errors="replace")[-2000:])
+        return read_log(store)
+
+    def apply_patch(self, patch: Path) -> list[Path]:
+        """Apply a patch as dpkg-source does, keep the line numbers of what it leaves alone; return patched files."""
+        names = _patched_names(patch)
+        result = subprocess.run(
+            ["patch", "-p1", "-F0", "-N", "-t", "-E", "--no-backup-if-mismatch", "-r", "-", "-i", patch.resolve()],
+            cwd=self.tree,
+            capture_output=True,
+            check=False,
+        )
+        if result.returncode != 0 or not names:
+            said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-_TAIL:]
+            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, "\n".join(said) or f"{patch} changes no file")
+        for name in names:
+            before, after = self.source / name, self.tree / name
+            if after.suffix in C_LIKE and before.is_file() and after.is_file():
+                keep_line_numbers(before, after)
+        return [self.tree / name for name in names]
+
+    def _environment(self, store: Path, flags: str) -> dict[str, str]:
+        bin_ = self.root / "bin"
+        environment = dict(os.environ)
+        environment.update(
+            PATH=f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            PODGRAFT_BIN=str(bin_),
+            PODGRAFT_STORE=str(store),
+            PODGRAFT_FLAGS=f"{flags} -ffile-prefix-map={self.tree}={self.source}".strip(),
+            CCACHE_DISABLE="1",
+            LC_ALL="C",
+        )
+        environment.setdefault("SOURCE_DATE_EPOCH", "0")
+        for variable in ("CC", "CXX"):
+            words = os.environ.get(variable, "").split()
+            if words:
+                environment[variable] = " ".join([str(self._wrapper(words[0])), *words[1:]])
+        return environment
+
+    def _make_wrappers(self) -> None:
+        (self.root / "bin").mkdir(parents=True, exist_ok=True)
+        found = [
+            path.name
+            for folder in os.environ.get("PATH", os.defpath).split(os.pathsep)
+            for path in Path(folder or ".").glob("*")
+            if re.fullmatch(r"([\w.]+-)*(gcc|g\+\+|cc|c\+\+|clang|clang\+\+)(-[\d.]+)?", path.name)
+        ]
+        for name in sorted({*COMPILERS, *found}):
+            self._wrapper(name)
+
+    def _wrapper(self, compiler: str) -> Path:
+        path = self.root / "bin" / Path(compiler).name
+        if not path.exists():
+            path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{wrapper.__file__}" {path.name} "$@"\n')
+            path.chmod(0o755)
+        return path
+
+
+def _patched_names(patch: Path) -> list[str]:
+    """Return the files that a patch names, first path component stripped."""
+    names = set()
+    for line in patch.read_bytes().decode(errors="replace").splitlines():
+        if line.startswith(("--- ", "+++ ")):
+            name = line[4:].split("\t")[0].strip()
+            if name != "/dev/null" and "/" in name:
+                names.add(name.split("/", 1)[1])
+    return sorted(names)
