@@ -88,9 +88,9 @@ class Assembly:
         used = {symbol.name for symbol in self.symbols.values()} | set(self.references.made)
         name = function.name
         if name in used:
-            name = f"{function.name}@{self.comparisons[label].new.source}"
+            name = f"{function.name}.{self.comparisons[label].new.source}"
         if name in used:
-            name = f"{function.name}@{label}"
+            name = f"{function.name}.{label}"
         self.references.taken.add(name)
         self.symbols[label, function] = OutSymbol(name, _FUNC, section, function.start, function.size, local=local)
 

@@ -24,7 +24,7 @@ class References:
         named = self.proofs[label].prove(old)
         if named.kind != "STT_FUNC":
             raise Refusal(Reason.IFUNC_RESOLVER, f"{old.name} is chosen at start by an ifunc resolver")
-        wish = f"{old.name}@original" if original else old.name
+        wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
 
     def variable(self, label: str, old: Symbol) -> str:
@@ -72,13 +72,13 @@ class References:
                 "build with -fPIE or -fPIC",
             )
         if slot is not None:
-            return self._add(f"{name}@got", label, Reference(symbol="-", kind="got", offset=slot))
+            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))
 
     def _called(self, label: str, name: str, defined: list[Named]) -> str:
         known = self.proofs[label].names.get(name) if label in self.proofs else None
         if known is not None:
-            wish = f"{name}@plt" if known in self.running.plt else name
+            wish = f"{name}.plt" if known in self.running.plt else name
             return self._offset(wish, label, known)
         if len({n.address for n in defined}) == 1:
             self._not_ifunc(name, defined[0])
@@ -87,10 +87,10 @@ class References:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
         entry = self.running.plt_of(name)
         if entry is not None:
-            return self._offset(f"{name}@plt", label, entry)
+            return self._offset(f"{name}.plt", label, entry)
         slot = self.running.slot_of(name, address_taken=False)
         if slot is not None:
-            return self._add(f"{name}@got", label, Reference(symbol="-", kind="got", offset=slot))
+            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))
 
     def _thread_local(self, name: str, defined: list[Named], kind: int) -> str:
@@ -103,7 +103,7 @@ class References:
                 slot = at
         if slot is None or kind != reloc.R_GOTTPOFF:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"thread-local {name} is not in the running binary")
-        return self._add(f"{name}@gottpoff", "", Reference(symbol="-", kind="got", offset=slot))
+        return self._add(f"{name}.gottpoff", "", Reference(symbol="-", kind="got", offset=slot))
 
     def _tls(self, name: str, named: Named | None) -> str:
         value = self.running.tpoff(named) if named is not None else None
@@ -129,7 +129,7 @@ class References:
     def _add(self, wish: str, label: str, reference: Reference) -> str:
         """Give a reference a symbol of its own; the same thing gets the same symbol."""
         source = self.proofs[label].object.source if label in self.proofs else label
-        names = [wish, f"{wish}@{source}", *(f"{wish}@{source}.{n}" for n in range(1, 10000))]
+        names = [wish, f"{wish}.{source}", *(f"{wish}.{source}.{n}" for n in range(1, 10000))]
         for name in names:
             known = self.made.get(name)
             named = reference.model_copy(update={"symbol": name})

@@ -142,8 +142,9 @@ def _check_member(info: tarfile.TarInfo, seen: dict[str, bytes]) -> None:
 
 
 def _incomplete(data: bytes, detail: str) -> Refusal:
-    """A file that ends as a tar must is damaged inside; one that does not was cut."""
-    cut = not data.endswith(_END_OF_ARCHIVE) or len(data) % tarfile.RECORDSIZE != 0
+    """A file that ends as a tar must is damaged inside; one that starts but does not end as a tar was cut."""
+    starts = len(data) < tarfile.BLOCKSIZE or data[257:262] == b"ustar"
+    cut = starts and (not data.endswith(_END_OF_ARCHIVE) or len(data) % tarfile.RECORDSIZE != 0)
     return Refusal(Reason.BUNDLE_TRUNCATED if cut else Reason.BUNDLE_CORRUPT, detail)
 
 

@@ -127,6 +127,13 @@ def test_cut_in_the_middle_reads_as_truncated() -> None:
     assert caught.value.reason is Reason.BUNDLE_TRUNCATED
 
 
+def test_another_file_is_no_truncated_bundle() -> None:
+    """A file that never was a bundle is not called half a bundle."""
+    with pytest.raises(Refusal) as caught:
+        decode(b"root:x:0:0:root\n" * 100)
+    assert caught.value.reason is Reason.BUNDLE_CORRUPT
+
+
 def test_flipped_padding_is_corrupt() -> None:
     """A byte that no member owns counts, too."""
     data = bytearray(SAMPLE)

@@ -1,0 +1,164 @@
+"""The commands of whoever makes a patch: build, diff, inspect."""
+
+import json as json_module
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import StringConstraints, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from podgraft_builder.build import Options, build, rows
+from podgraft_builder.hazards import check_hazards
+from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
+from podgraft_bundle.bundle import Bundle, read_bundle
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_bundle.manifest import CveId, Name
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Version = Annotated[str, StringConstraints(min_length=1, max_length=63)]
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def _checked(kind: Any) -> Callable[[Any], Any]:
+    """Return a callback that holds a value against the manifest's own type."""
+    adapter = TypeAdapter(kind)
+
+    def check(value: Any) -> Any:
+        try:
+            return value if value is None else adapter.validate_python(value)
+        except ValidationError as error:
+            raise typer.BadParameter(error.errors()[0]["msg"]) from None
+
+    return check
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("build")(build_command)
+    app.command("diff")(diff)
+    app.command("inspect")(inspect)
+
+
+def build_command(  # noqa: PLR0917 (typer makes options of them)
+    source: Annotated[Path, typer.Option("--source", help="The source tree as the running binary was built from.")],
+    patch: Annotated[Path, typer.Option("--patch", help="The fix, as patch -p1 takes it, without fuzz.")],
+    command: Annotated[str, typer.Option("--build", help="The build command, run by sh in a copy of the tree.")],
+    binary: Annotated[Path, typer.Option("--binary", help="What the command makes, relative to the tree.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle to write.")],
+    running: Annotated[Path | None, typer.Option("--running", help="The binary that really runs.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", callback=_checked(Name), help="Name; default: that of FILE.")
+    ] = None,
+    version: Annotated[str, typer.Option("--version", callback=_checked(Version), help="Version of the patch.")] = "1",
+    cve: Annotated[
+        list[str] | None, typer.Option("--cve", callback=_checked(list[CveId]), help="A CVE id; may be repeated.")
+    ] = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Build a bundle from a source tree and a patch.
+
+    The tree is copied and built before and after the patch, with one section per function; what differs in the
+    objects becomes the bundle. The bundle is for one binary: the one that --running names; else the one that is
+    built in place in the tree; else the command is run once more without any added flag, and that binary is kept
+    beside the bundle as NAME.BINARY (for redis.graft and src/redis-server: redis.redis-server). Deploy that one.
+
+    The last line is `bundle FILE: N functions, M hazards overruled` or `refused: REASON`.
+    """
+    options = Options(source, patch, command, binary, output, running, name, version, tuple(cve or ()))
+    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True))
+    manifest = outcome.bundle.manifest
+    if json:
+        _print_json(
+            {
+                "bundle": str(output),
+                "digest": outcome.bundle.digest,
+                "running": str(outcome.running),
+                "running_chosen": outcome.chosen,
+                "functions": outcome.functions,
+                "overruled": manifest.overruled,
+            }
+        )
+        return
+    _table(outcome.functions)
+    out.print(f"for {outcome.running} ({outcome.chosen}), build id {manifest.module.build_id}", soft_wrap=True)
+    counts = f"{len(manifest.functions)} functions, {len(manifest.overruled)} hazards overruled"
+    out.print(f"bundle {output}: {counts}", soft_wrap=True, markup=False)
+
+
+def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
+    """Compare two finished object trees (compiled with -g -ffunction-sections -fdata-sections)."""
+    for folder in (old_objects, new_objects):
+        if not folder.is_dir():
+            raise typer.BadParameter(f"{folder} is no folder")
+    pairs = read_folders(old_objects, new_objects)
+    comparisons = compare_pairs(pairs)
+    found = rows(comparisons)
+    added = [
+        {"object": label, "function": name}
+        for label, comparison in sorted(comparisons.items())
+        for name in sorted(comparison.new_functions)
+    ]
+    check_hazards(comparisons, lambda: unchanged_objects(pairs), None)
+    if not found:
+        raise Refusal(Reason.NO_CHANGE, f"{len(pairs)} objects compared, no function differs")
+    if json:
+        _print_json({"functions": found, "new": added})
+        return
+    _table(found)
+    for item in added:
+        out.print(f"new: {item['function']} ({item['object']})", soft_wrap=True, markup=False)
+    out.print(f"{len(found)} functions changed, {len(added)} new, no hazard")
+
+
+def inspect(bundle: Path, *, json: Json = False) -> None:
+    """Show what is in a bundle."""
+    content = read_bundle(bundle)
+    if json:
+        _print_json({"digest": content.digest, **content.manifest.model_dump(mode="json")})
+        return
+    _show_bundle(content)
+
+
+def _show_bundle(content: Bundle) -> None:
+    manifest = content.manifest
+    for label, text in (
+        ("name", f"{manifest.name} {manifest.version}"),
+        ("digest", content.digest),
+        ("fixes", ", ".join(manifest.cves) or "-"),
+        ("module", f"{manifest.module.name}, build id {manifest.module.build_id}"),
+        ("object", f"{manifest.object.size} bytes, sha256 {manifest.object.sha256}"),
+        ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
+        ("overruled", ", ".join(manifest.overruled) or "no hazard"),
+        ("signature", "none"),
+    ):
+        out.print(f"{label:<10} {text}", soft_wrap=True, markup=False)
+    functions = Table("replaces", "at", "bytes", "cold parts", "by", box=None)
+    for item in manifest.functions:
+        parts = " ".join(f"{part.offset:#x}+{part.size}" for part in item.parts)
+        entry = item.entry
+        functions.add_row(entry.symbol, f"{entry.offset:#x}", str(entry.size), parts or "-", item.new_symbol)
+    out.print(functions)
+    references = Table("refers to", "as", "where", box=None)
+    for ref in manifest.references:
+        where = f"{ref.offset:#x}" if ref.offset is not None else ref.export or str(ref.value)
+        references.add_row(ref.symbol, ref.kind, where)
+    if manifest.references:
+        out.print(references)
+
+
+def _table(found: list[dict[str, str | int]]) -> None:
+    table = Table("object", "function", "why", "old", "new", box=None)
+    for row in found:
+        table.add_row(*(str(row[key]) for key in ("object", "function", "why", "old_size", "new_size")))
+    out.print(table)
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    out.out(json_module.dumps(document, indent=2, sort_keys=True))
