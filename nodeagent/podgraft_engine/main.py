@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 
 from podgraft_bundle.bundle import Bundle, read_bundle
-from podgraft_bundle.errors import ExitCode, PodgraftError, Reason, Refusal
+from podgraft_bundle.errors import HINTS, ExitCode, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Failed, PatchStatus, Refused, Request, Status
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
@@ -37,7 +37,13 @@ def main() -> None:
     except ValidationError as error:
         print(f"podgraft-engine: the request on standard input is not valid: {error}", file=sys.stderr)
         sys.exit(ExitCode.USAGE)
-    sys.exit(serve(request))
+    try:
+        code = serve(request)
+    except Exception as error:
+        # Whoever started us reads events: a bug must not look like silence. The target is safe at every instant.
+        emit(Failed(reason=Reason.INTERNAL, detail=f"{type(error).__name__}: {error}", hint=HINTS[Reason.INTERNAL]))
+        raise
+    sys.exit(code)
 
 
 def serve(request: Request) -> ExitCode:

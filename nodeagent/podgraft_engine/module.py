@@ -20,14 +20,16 @@ class Module:
 
     def __init__(self, stream: BinaryIO, mappings: list[Mapping]) -> None:
         self._stream = stream
-        self.mappings = mappings
-        self.path = mappings[0].path
-        self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
         self.elf = ELFFile(stream)
         self.build_id = read_build_id(stream)
         loads = [segment.header for segment in self.elf.iter_segments("PT_LOAD")]
-        first = next(load for load in loads if load.p_offset // PAGE * PAGE == mappings[0].offset)
-        self.bias = mappings[0].start - first.p_vaddr // PAGE * PAGE
+        base = next(m for m in mappings if m.offset == loads[0].p_offset // PAGE * PAGE)
+        self.bias = base.start - loads[0].p_vaddr // PAGE * PAGE
+        # Page clones of ours map the same file at other places.
+        places = [(load.p_vaddr // PAGE - load.p_offset // PAGE) * PAGE for load in loads]
+        self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
+        self.path = base.path
+        self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
         self.is_x86_64 = self.elf.get_machine_arch() == "x64"
 
     @cached_property

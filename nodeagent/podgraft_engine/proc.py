@@ -130,6 +130,8 @@ class Process:
             raise denied(self.pid) from None
         except (FileNotFoundError, ProcessLookupError):
             raise self.gone() from None
+        if not lines:  # the address space has gone before the threads
+            raise self.gone()
         result = []
         for line in lines:
             match = _MAP_LINE.match(line)

@@ -1,6 +1,7 @@
-/* A loaded program that checks itself. Each thread calls the pair (left, right) in a loop and counts what it sees:
- * both old, both new, or mixed, which must never happen. Some threads run hot, some sleep between calls in a system
- * call, one sits inside a replaced function when told so. Commands on standard input, answers on standard output.
+/* A loaded program that checks itself. Each thread calls left and right in turn and counts old and new answers, and how
+ * often the version changed from one call to the next: a migration is one change, more means that generations were mixed.
+ * Some threads run hot, some sleep between calls in a system call, one sits inside a replaced function when told so.
+ * Commands on standard input, answers on standard output.
  *   usage: pairs HOT SLEEPING */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,7 +21,8 @@
 struct thread {
 	pthread_t id;
 	int tid, hot;
-	atomic_ulong old, new, mixed, eintr;
+	atomic_ulong old, new, wrong, eintr, changes;
+	int version;
 	atomic_ulong longest; /* tsc cycles between two rounds of a hot thread */
 };
 static struct thread threads[MAX];
@@ -50,15 +52,29 @@ __attribute__((noinline)) int linger(int x)
 	return x + 1;
 }
 
-static void round_of(struct thread *t, int i)
+/* never called: a test may damage it */
+__attribute__((noinline)) int unused(int x)
 {
-	int l = left(i & 7) - (i & 7) * 3, r = right(7) % 1000;
-	if (l == 1 && r == 1)
+	return x * 5 + calls_of_left;
+}
+
+static void saw(struct thread *t, int version)
+{
+	if (version == 1)
 		t->old++;
-	else if (l == 2 && r == 2)
+	else if (version == 2)
 		t->new++;
 	else
-		t->mixed++;
+		t->wrong++;
+	if (t->version && version != t->version)
+		t->changes++;
+	t->version = version;
+}
+
+static void round_of(struct thread *t, int i)
+{
+	saw(t, left(i & 7) - (i & 7) * 3);
+	saw(t, right(7) % 1000);
 }
 
 static void *work(void *arg)
@@ -88,8 +104,7 @@ static void *lingerer(void *arg)
 	struct thread *t = arg;
 	t->tid = (int)syscall(SYS_gettid);
 	while (!stop) {
-		int value = linger(1);
-		value == 2 ? t->old++ : value == 3 ? t->new++ : t->mixed++;
+		saw(t, linger(1) - 1);
 		struct timespec ms5 = {0, 5000000};
 		nanosleep(&ms5, NULL);
 	}
@@ -98,23 +113,28 @@ static void *lingerer(void *arg)
 
 static void report(void)
 {
-	unsigned long old = 0, new = 0, mixed = 0, eintr = 0, longest = 0;
+	unsigned long old = 0, new = 0, wrong = 0, eintr = 0, changes = 0, longest = 0;
 	int all_new = 0;
 	for (int i = 0; i < count; i++) {
 		struct thread *t = &threads[i];
 		unsigned long o = atomic_exchange(&t->old, 0), n = atomic_exchange(&t->new, 0);
-		old += o, new += n, mixed += t->mixed, eintr += t->eintr;
+		old += o, new += n, wrong += t->wrong, eintr += t->eintr;
+		if (t->changes > changes)
+			changes = t->changes;
 		all_new += n && !o;
 		unsigned long gap = atomic_exchange(&t->longest, 0);
 		if (gap > longest)
 			longest = gap;
 	}
-	printf("{\"old\": %lu, \"new\": %lu, \"mixed\": %lu, \"eintr\": %lu, \"all_new\": %d, \"threads\": %d, \"longest\": %lu}\n",
-	       old, new, mixed, eintr, all_new, count, longest);
+	printf("{\"old\": %lu, \"new\": %lu, \"wrong\": %lu, \"eintr\": %lu, \"changes\": %lu, \"all_new\": %d, "
+	       "\"threads\": %d, \"longest\": %lu}\n",
+	       old, new, wrong, eintr, changes, all_new, count, longest);
 }
 
 int main(int argc, char **argv)
 {
+	if (argc > 5)
+		return unused(argc);
 	int hot = argc > 1 ? atoi(argv[1]) : 2, sleeping = argc > 2 ? atoi(argv[2]) : 2;
 	for (count = 0; count < hot + sleeping && count < MAX - 1; count++) {
 		threads[count].hot = count < hot;

@@ -21,3 +21,8 @@ int linger(int x)
 {
 	return x + 2;
 }
+
+int unused(int x)
+{
+	return x * 7 + calls_of_left;
+}
