@@ -1,0 +1,231 @@
+"""The one loop: looks at every LivePatch that something happened to, asks `rollout`, writes what it says."""
+
+import asyncio
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+
+from podgraft_api.livepatch import FINALIZER, LivePatchSpec, LivePatchStatus
+from podgraft_api.model import API_VERSION
+from podgraft_api.nodepatch import LivePatchRef
+from podgraft_kube.client import UNAVAILABLE, ApiError, Kube
+from podgraft_operator import livepatches, nodes
+from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
+from podgraft_operator.config import Config
+from podgraft_operator.rollout import Plan, Target, Wish, plan
+from podgraft_operator.summary import AGENT_SILENT, Problem, summarize
+from podgraft_operator.targets import chosen, matches, selector_problem
+from podgraft_operator.world import KINDS, Key, World
+
+COALESCE_SECONDS = 0.3
+RETRY_SECONDS = 2.0
+LISTS = {
+    "livepatches": (f"/apis/{API_VERSION}/livepatches", {}),
+    "nodepatches": (f"/apis/{API_VERSION}/nodepatches", {}),
+    "pods": ("/api/v1/pods", {"fieldSelector": "status.phase=Running"}),
+}
+log = structlog.get_logger(__name__)
+
+
+class Controller:
+    """Reconciles; alone writes. A crash between two writes loses nothing: the next look starts from what is."""
+
+    def __init__(self, kube: Kube, config: Config) -> None:
+        self._kube, self._config = kube, config
+        self.world = World(config.agent_seconds)
+        self._bundles = BundleStore(kube, config.namespace)
+        self.alive_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Loop until cancelled."""
+        compared = -self._config.resync_seconds
+        while True:
+            try:
+                if time.monotonic() - compared >= self._config.resync_seconds:
+                    await self._compare()
+                    compared = time.monotonic()
+                await self._look()
+                self.alive_at = time.monotonic()
+                await self._wait()
+            except (ApiError, *UNAVAILABLE) as error:
+                log.warning("the API server did not do what was asked", error=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _wait(self) -> None:
+        """Wait for something to happen, at most a tick, and a moment more so that one look serves many."""
+        try:
+            await asyncio.wait_for(self.world.changed.wait(), self._config.tick_seconds)
+        except TimeoutError:
+            self.world.mark_all()
+        await asyncio.sleep(COALESCE_SECONDS)
+        self.world.changed.clear()
+
+    async def _compare(self) -> None:
+        for kind in KINDS:
+            path, query = LISTS[kind]
+            listed = await self._kube.get(path, **query)
+            self.world.compare(kind, listed["items"], int(listed["metadata"]["resourceVersion"]))
+        self.world.mark_all()
+        used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}
+        for name in await self._bundles.collect(used):
+            log.info("removed a bundle that nothing uses", config_map=name)
+
+    async def _look(self) -> None:
+        keys, self.world.dirty = sorted(self.world.dirty), set()
+        for index, key in enumerate(keys):
+            try:
+                await self._reconcile(key)
+            except ApiError as error:
+                if error.status not in {404, 409}:
+                    # The rest of the round is not lost, only late.
+                    self.world.dirty.update(keys[index:])
+                    raise
+                log.info("changed while it was looked at", live_patch="/".join(key), error=error.reason)
+                self.world.mark(key)
+            except UNAVAILABLE:
+                self.world.dirty.update(keys[index:])
+                raise
+
+    async def _reconcile(self, key: Key) -> None:
+        body = self.world.live_patches.get(key)
+        await self._withdraw_orphans(key, body["metadata"]["uid"] if body is not None else None)
+        if body is None:
+            return
+        if "deletionTimestamp" in body["metadata"]:
+            await self._leave(body)
+        elif FINALIZER not in body["metadata"].get("finalizers", []):
+            body = await livepatches.set_finalizer(self._kube, body, present=True)
+            self.world.see("livepatches", body, watched=False)
+            self.world.mark(key)
+        else:
+            await self._roll(body)
+
+    async def _withdraw_orphans(self, key: Key, uid: str | None) -> None:
+        """Revert what a LivePatch left behind that was removed without its finalizer, or before the end."""
+        refs = {
+            item.live_patch
+            for node in self.world.nodes.values()
+            for item in node.items
+            if (item.live_patch.namespace, item.live_patch.name) == key and item.live_patch.uid != uid
+        }
+        for ref in refs:
+            self._bundles.forget(ref.uid)
+            await self._advance(Wish(ref, leaving="Revert", max_parallel="100%"), [])
+
+    async def _advance(self, wish: Wish, targets: list[Target]) -> tuple[Plan, bool]:
+        """Plan and write; returns the plan, and whether everything was written."""
+        alive = set(self.world.pods.get(wish.live_patch.namespace, ()))
+        decided = plan(wish, targets, list(self.world.placed(wish.live_patch.uid)), alive)
+        fresh = await nodes.write(self._kube, self.world, decided.changes)
+        if not fresh:
+            self.world.mark((wish.live_patch.namespace, wish.live_patch.name))
+        return decided, fresh
+
+    async def _roll(self, body: dict[str, Any]) -> None:
+        before = _status(body)
+        problem: Problem | None = None
+        resolved: Resolved | None = None
+        spec: LivePatchSpec | None = None
+        try:
+            spec = LivePatchSpec.model_validate(body["spec"])
+            resolved = await self._resolve(body, spec)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            problem = Problem("InvalidSpec", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        except BundleProblem as error:
+            problem = error.problem
+        wrong = selector_problem(spec.selector) if spec is not None else None
+        if wrong is not None:
+            problem = Problem("InvalidSelector", wrong)
+        wish = _wish(body, spec, None if problem else resolved)
+        targets = self._targets(body, spec) if spec is not None and wrong is None else []
+        decided, _ = await self._advance(wish, targets)
+        status = summarize(
+            decided,
+            generation=body["metadata"]["generation"],
+            before=before,
+            bundle=resolved.info if resolved else None,
+            problem=problem,
+            paused=wish.paused,
+        )
+        await self._write_status(body, before, status)
+
+    async def _resolve(self, body: dict[str, Any], spec: LivePatchSpec) -> Resolved:
+        meta = body["metadata"]
+        return await self._bundles.resolve(meta["uid"], meta["generation"], meta["namespace"], spec.bundle)
+
+    def _targets(self, body: dict[str, Any], spec: LivePatchSpec) -> list[Target]:
+        started_before = None if spec.repatch else body["metadata"]["creationTimestamp"]
+        found = []
+        for pod in self.world.pods.get(body["metadata"]["namespace"], {}).values():
+            if matches(spec.selector, pod.labels):
+                containers = chosen(pod, spec.containers, started_before)
+                if containers:
+                    found.append(Target(pod.node, pod.ref, containers))
+        return found
+
+    async def _leave(self, body: dict[str, Any]) -> None:
+        if FINALIZER not in body["metadata"].get("finalizers", []):
+            return
+        keep = body["spec"].get("deletionPolicy") == "Keep"
+        parallel = body["spec"].get("strategy", {}).get("maxParallel", "25%")
+        wish = Wish(_ref(body), leaving="Keep" if keep else "Revert", max_parallel=parallel)
+        decided, fresh = await self._advance(wish, [])
+        left = list(self.world.placed(wish.live_patch.uid))
+        awaited = [one for one in left if not one.silent]
+        late = _age(body["metadata"]["deletionTimestamp"]) > self._config.revert_seconds
+        if not fresh or (awaited and not late):
+            before = _status(body)
+            status = summarize(
+                decided,
+                generation=body["metadata"]["generation"],
+                before=before,
+                bundle=None,
+                problem=None,
+                leaving=True,
+            )
+            await self._write_status(body, before, status)
+            return
+        if left:
+            where = ", ".join(sorted({f"{one.item.pod.name} on {one.node}" for one in left})[:10])
+            reason = "RevertUnfinished" if awaited else AGENT_SILENT
+            await livepatches.emit(
+                self._kube, body, "Warning", reason, f"not waited for; reverted as soon as possible: {where}"
+            )
+        self._bundles.forget(wish.live_patch.uid)
+        written = await livepatches.set_finalizer(self._kube, body, present=False)
+        self.world.see("livepatches", written, watched=False)
+        log.info("left", namespace=wish.live_patch.namespace, live_patch=wish.live_patch.name, open=len(left))
+
+    async def _write_status(self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus) -> None:
+        written = await livepatches.write_status(self._kube, body, before, status)
+        if written is not None:
+            self.world.see("livepatches", written, watched=False)
+
+
+def _status(body: dict[str, Any]) -> LivePatchStatus:
+    return LivePatchStatus.model_validate(body.get("status") or {})
+
+
+def _ref(body: dict[str, Any]) -> LivePatchRef:
+    meta = body["metadata"]
+    return LivePatchRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
+
+
+def _wish(body: dict[str, Any], spec: LivePatchSpec | None, resolved: Resolved | None) -> Wish:
+    if spec is None or resolved is None:
+        return Wish(_ref(body), paused=True)
+    return Wish(
+        _ref(body),
+        bundle=resolved.ref,
+        paused=spec.paused,
+        max_parallel=spec.strategy.max_parallel,
+        thread_deadline_seconds=spec.strategy.thread_deadline_seconds,
+    )
+
+
+def _age(timestamp: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
