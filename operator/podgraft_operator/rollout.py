@@ -142,7 +142,11 @@ def plan(
     present = {key: one for key, one in there.items() if key not in gone}
     held = sum(holds_slot(one) for one in present.values())
     waiting = 0
-    for key in sorted(wanted.keys() | present.keys(), key=lambda key: (key not in present, key)):
+    names = {key: one.pod.name for key, one in wanted.items()} | {
+        key: one.item.pod.name for key, one in present.items()
+    }
+    # What is begun is finished first; else in the order of names, which people can follow.
+    for key in sorted(names, key=lambda key: (key not in present, names[key], key)):
         change = _next(wish, wanted.get(key), present.get(key))
         if change is None:
             continue
@@ -152,7 +156,7 @@ def plan(
             continue
         held += needs_slot
         changes.append(change)
-    states = tuple(_state(wish, wanted.get(key), present.get(key)) for key in sorted(wanted | present))
+    states = tuple(_state(wish, wanted.get(key), present.get(key)) for key in sorted(names, key=names.__getitem__))
     return Plan(tuple(changes), states, limit, held, waiting)
 
 

@@ -100,7 +100,8 @@ def _verdict(
     stragglers: tuple[PodStraggler, ...],
     paused: bool,
 ) -> Verdict:
-    moving = any(one.standing is Standing.PENDING and one.placed is not None for one in plan.states)
+    begun = any(one.standing is Standing.PENDING and one.placed is not None for one in plan.states)
+    moving = begun or any(one.item is not None for one in plan.changes)
     if failures and not moving and not (plan.waiting and plan.held < plan.limit and not paused):
         return Verdict("Stalled", failures[0].reason, _failure_message(plan, failures))
     if paused and plan.waiting and not moving:

@@ -1,6 +1,7 @@
 """Pods and nodes as objects, and a test that answers for the nodes as an agent does."""
 
 import base64
+import hashlib
 import time
 import uuid
 from collections.abc import Callable
@@ -28,8 +29,6 @@ def wait(check: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
 
 def make_graft(name: str = "redis-fix", cve: str = "CVE-2025-32023") -> bytes:
     """Return a bundle that decodes; nobody applies it here."""
-    import hashlib  # noqa: PLC0415
-
     part = {"symbol": "f", "offset": 4096, "size": 16, "sha256": "0" * 64}
     manifest = Manifest.model_validate(
         {

@@ -1,15 +1,15 @@
 """What the schema cannot refuse is a condition with a reason, and an Event."""
 
 import base64
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import Cluster, make_graft
 from test_schema import kubectl
 
-Operator = subprocess.Popen[bytes]
+from cluster import Cluster, make_graft, wait
+
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 def inline(data: bytes) -> dict[str, Any]:
@@ -26,7 +26,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "bad label value": ({"selector": {"matchLabels": {"app": "a b"}}}, "InvalidSelector", "'a b' is no label value"),
     "bad label key": ({"selector": {"matchLabels": {"/x": "a"}}}, "InvalidSelector", "'/x' is no label key"),
     "oci": ({"bundle": {"oci": f"registry.example/x@sha256:{'0' * 64}"}}, "OciNotSupported", "use configMap"),
-    "no bundle": (inline(b"no bundle at all" * 99), "BundleTruncated", "no readable tar"),
+    "no bundle": (inline(b"no bundle at all" * 99), "BundleCorrupt", "no readable tar"),
     "truncated": (inline(GRAFT[:2000]), "BundleTruncated", "copy the bundle again"),
     "flipped byte": (inline(flipped(GRAFT)), "BundleCorrupt", "digest"),
     "bad base64": ({"bundle": {"inline": "AAAAA"}}, "BundleNotBase64", "inline is no base64"),
@@ -34,7 +34,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_told(cluster: Cluster, operator: Operator, case: str) -> None:
+def test_bad_input_is_told(cluster: Cluster, case: str) -> None:
     """The condition names reason and detail, nothing is given to a node, and deleting works at once."""
     spec, reason, words = BAD[case]
     cluster.add_pod("redis-0", 0)
@@ -47,12 +47,10 @@ def test_bad_input_is_told(cluster: Cluster, operator: Operator, case: str) -> N
     events = cluster.api.get(cluster.path("events"))["items"]
     assert [(one["type"], one["reason"]) for one in events] == [("Warning", reason)]
     cluster.api.delete(cluster.path("livepatches", "lp"))
-    from cluster import wait
-
     wait(cluster.gone, "deleted")
 
 
-def test_missing_config_map_heals(cluster: Cluster, operator: Operator, tmp_path: Path) -> None:
+def test_missing_config_map_heals(cluster: Cluster, tmp_path: Path) -> None:
     """A missing ConfigMap is told in `kubectl describe`; when it appears, the rollout begins by itself."""
     cluster.add_pod("redis-0", 0)
     cluster.apply()
@@ -69,7 +67,7 @@ def test_missing_config_map_heals(cluster: Cluster, operator: Operator, tmp_path
     cluster.wait_condition("Ready", "Patched")
 
 
-def test_bundle_lost_later_harms_nothing(cluster: Cluster, operator: Operator) -> None:
+def test_bundle_lost_later_harms_nothing(cluster: Cluster) -> None:
     """When the ConfigMap disappears after the rollout, what is patched stays, and deleting still reverts."""
     cluster.add_config_map(GRAFT)
     cluster.add_pod("redis-0", 0)

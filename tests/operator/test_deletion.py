@@ -1,10 +1,10 @@
 """A LivePatch can always be deleted, and no revert is forgotten."""
 
-import subprocess
+import pytest
 
 from cluster import Cluster, make_graft, wait
 
-Operator = subprocess.Popen[bytes]
+pytestmark = pytest.mark.usefixtures("operator")
 
 
 def patched(cluster: Cluster, **spec: object) -> None:
@@ -21,7 +21,7 @@ def reasons(cluster: Cluster) -> set[str]:
     return {one["reason"] for one in cluster.api.get(cluster.path("events"))["items"]}
 
 
-def test_keep_reverts_nothing(cluster: Cluster, operator: Operator) -> None:
+def test_keep_reverts_nothing(cluster: Cluster) -> None:
     """With deletionPolicy Keep the items just go."""
     patched(cluster, deletionPolicy="Keep")
     cluster.api.delete(cluster.path("livepatches", "lp"))
@@ -29,7 +29,7 @@ def test_keep_reverts_nothing(cluster: Cluster, operator: Operator) -> None:
     assert not cluster.api.exists(cluster.node_path(0))
 
 
-def test_silent_agent_does_not_block(cluster: Cluster, operator: Operator) -> None:
+def test_silent_agent_does_not_block(cluster: Cluster) -> None:
     """A node that does not answer is reported and not waited for; its revert stays in its NodePatch."""
     patched(cluster)
     cluster.api.delete(cluster.path("livepatches", "lp"))
@@ -41,7 +41,7 @@ def test_silent_agent_does_not_block(cluster: Cluster, operator: Operator) -> No
     wait(lambda: not cluster.api.exists(cluster.node_path(0)), "cleared when the agent is back")
 
 
-def test_silent_agent_is_reported_in_a_rollout(cluster: Cluster, operator: Operator) -> None:
+def test_silent_agent_is_reported_in_a_rollout(cluster: Cluster) -> None:
     """A silent node is a failure in the status and does not hold up the others."""
     cluster.add_config_map(make_graft())
     for number in range(2):
@@ -59,7 +59,7 @@ def test_silent_agent_is_reported_in_a_rollout(cluster: Cluster, operator: Opera
     cluster.wait_condition("Ready", "Patched")
 
 
-def test_busy_agent_is_waited_for_but_not_for_ever(cluster: Cluster, operator: Operator) -> None:
+def test_busy_agent_is_waited_for_but_not_for_ever(cluster: Cluster) -> None:
     """An agent that reports a thread it cannot revert is waited for; after revertSeconds the deletion ends."""
     patched(cluster)
     cluster.api.delete(cluster.path("livepatches", "lp"))
@@ -77,7 +77,7 @@ def test_busy_agent_is_waited_for_but_not_for_ever(cluster: Cluster, operator: O
     assert [one["desired"] for one in cluster.items(0)] == ["Reverted"]
 
 
-def test_forced_deletion_still_reverts(cluster: Cluster, operator: Operator) -> None:
+def test_forced_deletion_still_reverts(cluster: Cluster) -> None:
     """Somebody strips the finalizer; what the LivePatch left behind is reverted all the same."""
     patched(cluster)
     cluster.api.delete(cluster.path("livepatches", "lp"))
