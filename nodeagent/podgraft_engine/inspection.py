@@ -15,12 +15,13 @@ from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine import block
 from podgraft_engine.holes import Holes
-from podgraft_engine.layout import PAGE
+from podgraft_engine.layout import PAGE, trampoline_room
 from podgraft_engine.memory import Memory
 from podgraft_engine.module import Module, find_module, modules_of
 from podgraft_engine.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
-from podgraft_engine.sites import Site, choose_site
+from podgraft_engine.sites import Pun, Site, choose_site
 from podgraft_engine.state import PatchRecord, State, read_state
+from podgraft_engine.stubs import TRAMPOLINE_SIZE
 
 _OLDEST_KERNEL: Final = (5, 13)
 
@@ -175,10 +176,27 @@ def _check_home(target: Target) -> None:
         block.choose_home(target.process, target.memory)
 
 
+class _Surroundings:
+    """What the site ladder asks of the process."""
+
+    def __init__(self, target: Target, holes: Holes) -> None:
+        self._memory = target.memory
+        self._maps = target.process.maps()
+        self.holes = holes.near
+
+    def has_room(self, pun: Pun) -> bool:
+        return trampoline_room(self._maps, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+
+    def read(self, address: int, size: int) -> bytes | None:
+        mapped = any(m.start <= address and address + size <= m.end and "r" in m.perms for m in self._maps)
+        return self._memory.read(address, size) if mapped else None
+
+
 def _site_of(target: Target, module: Module, function: ReplacedFunction, holes: Holes) -> Site:
     code = _read_checked(target, module, function.entry)
     parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
-    site = choose_site(function.entry.symbol, module.bias + function.entry.offset, code, parts, holes.near)
+    start = module.bias + function.entry.offset
+    site = choose_site(function.entry.symbol, start, code, parts, _Surroundings(target, holes))
     for address in (site.address, site.hole):
         if address is not None:
             _check_page(target, address // PAGE * PAGE, site.function)

@@ -19,6 +19,18 @@ def pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
+def trampoline_room(maps: list[Mapping], low: int, high: int, size: int) -> int | None:
+    """Return an address in [low, high] with `size` bytes up to high on pages that are free, None when there is none."""
+    for page in range(max(low, LOWEST) // PAGE * PAGE, min(high, HIGHEST), PAGE):
+        address = max(page + 16, low)
+        if address + size - 1 > min(page + PAGE - 1, high):
+            continue
+        taken = next((m for m in maps if m.start < page + PAGE and page < m.end), None)
+        if taken is None:
+            return address
+    return None
+
+
 def gap_near(maps: list[Mapping], address: int, size: int, reach: int = REACH) -> int:
     """Return the start of a free range of `size` bytes within `reach` of an address: below it if possible, near it.
 

@@ -17,9 +17,9 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_x64
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Reference
 from podgraft_engine.layout import pages
+from podgraft_engine.stubs import TRAMPOLINE_SIZE, trampoline
 
 GATE_SIZE: Final = 16
-THUNK_SIZE: Final = 16
 _NAMES: Final = {value: name for name, value in ENUM_RELOC_TYPE_x64.items() if isinstance(value, int)}
 _GOT_TYPES: Final = ("R_X86_64_GOTPCREL", "R_X86_64_GOTPCRELX", "R_X86_64_REX_GOTPCRELX")
 _FAR_KINDS: Final = ("got", "export")
@@ -77,9 +77,9 @@ class Image:
             for index, offset in part.sections.items()
         }
         linked = Linked(base, self, starts, [bytearray(part.data) for part in parts])
-        for index, offset in self._thunks.items():  # jmp *0(%rip); .quad target
+        for index, offset in self._thunks.items():
             target = self._value(index, addresses, values)
-            struct.pack_into("<6sQ", linked.contents[0], offset, b"\xff\x25\0\0\0\0", target)
+            linked.contents[0][offset : offset + len(trampoline(target))] = trampoline(target)
         for index, offset in self._got.items():
             value = self._value(index, addresses, values)
             struct.pack_into("<Q", linked.contents[1], offset, value & (2**64 - 1))
@@ -132,7 +132,7 @@ class Image:
             and self._reference(symbol.name).kind in _FAR_KINDS
             and index not in self._thunks
         ):
-            self._thunks[index] = self._code.reserve(THUNK_SIZE, 16)
+            self._thunks[index] = self._code.reserve(TRAMPOLINE_SIZE, 16)
 
     def _reference(self, name: str) -> Reference:
         if name not in self._references:

@@ -7,14 +7,24 @@ from typing import Final
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.inspection import Findings, Target
-from podgraft_engine.layout import PAGE, gap_near
+from podgraft_engine.layout import PAGE, gap_near, trampoline_room
 from podgraft_engine.linker import Image, Linked
 from podgraft_engine.mailbox import Helper
 from podgraft_engine.module import Module
+from podgraft_engine.proc import Mapping
 from podgraft_engine.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
 from podgraft_engine.sites import Site
 from podgraft_engine.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
-from podgraft_engine.stubs import STUB_SIZE, near_jump, short_jump, stub, undo
+from podgraft_engine.stubs import (
+    STUB_SIZE,
+    TRAMPOLINE_SIZE,
+    near_jump,
+    punned_jump,
+    short_jump,
+    stub,
+    trampoline,
+    undo,
+)
 
 CLOSED: Final = struct.pack("<2Q", 2**64 - 1, 2**64 - 1)
 # A pristine twin for each page, one clone under way, and one in reserve.
@@ -36,11 +46,15 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
     middle = (module.mappings[0].start + module.mappings[-1].end) // 2
     area = gap_near(target.process.maps(), middle, image.size)
     linked = image.link(area, findings.values)
-    record = _record(bundle, module, linked, sites)
+    far = _Trampolines(target.process.maps())
+    record = _record(bundle, module, linked, sites, far)
     state.document.patches.append(record)
     state.commit()
     try:
         map_fixed(helper, area, image.size, PROT_READ)
+        for at, content in far.contents.items():
+            map_fixed(helper, at // PAGE * PAGE, PAGE, PROT_RX)
+            target.memory.write(at, content)
         _write(target, linked, sites, [f.new_symbol for f in manifest.functions])
         protect(helper, area, image.code_size, PROT_RX)
         protect(helper, linked.starts[2], area + image.size - linked.starts[2], PROT_RW)
@@ -65,15 +79,60 @@ def reserve_workspace(target: Target, state: State, helper: Helper, record: Patc
 
 def discard(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
     """Take an area away that no thread has ever seen."""
-    for address, size in ((record.area, record.area_size), (record.workspace, record.workspace_size)):
+    ours = [(record.area, record.area_size), (record.workspace, record.workspace_size)]
+    for address, size in [*ours, *((page, PAGE) for page in record.trampolines)]:
         if size and any(m.start <= address < m.end and not m.path for m in target.process.maps()):
             unmap(helper, address, size)
     state.document.patches.remove(record)
     state.commit()
 
 
-def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site]) -> PatchRecord:
+def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
+    """Compute the bytes of a site and its hole: to the stub while threads migrate, past it when all have."""
+    if site.pun is not None:
+        pieces = [punned_jump(site.address, site.length, door).hex() for door in doors]
+        jump = Patchlet(address=site.address, transition=pieces[0], final=pieces[1])
+        return SiteRecord(function=site.function, rung=site.rung, site=jump)
+    jump_at = site.address if site.hole is None else site.hole
+    pieces = [near_jump(jump_at, door).hex() for door in doors]
+    far = Patchlet(address=jump_at, transition=pieces[0], final=pieces[1])
+    if site.hole is None:
+        return SiteRecord(function=site.function, rung=site.rung, site=far)
+    short = short_jump(site.address, site.hole).hex()
+    near = Patchlet(address=site.address, transition=short, final=short)
+    return SiteRecord(function=site.function, rung=site.rung, site=near, hole=far)
+
+
+def _doors(site: Site, linked: Linked, new_symbol: str, index: int) -> tuple[int, int]:
+    """Return where a site leads: to its stub, and when all threads have migrated past it to the new function."""
+    stub_at = linked.stubs + 2 * STUB_SIZE * index
+    return stub_at, stub_at + STUB_SIZE if undo(site.undo) else _new_address(linked, new_symbol)
+
+
+class _Trampolines:
+    """Pages far away, each with two trampolines of one punned site."""
+
+    def __init__(self, maps: list[Mapping]) -> None:
+        self._maps = maps
+        self.contents: dict[int, bytes] = {}
+
+    def lead(self, site: Site, doors: tuple[int, int]) -> tuple[int, int]:
+        """Return the doors that the site itself can reach."""
+        if site.pun is None:
+            return doors
+        at = trampoline_room(self._maps, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
+        if at is None:
+            raise Refusal(Reason.NO_ROOM_NEARBY, f"no free page where the punned jump of {site.function} leads")
+        page = at // PAGE * PAGE
+        self._maps = [*self._maps, Mapping(page, page + PAGE, "r-xp", 0, "", 0, "")]
+        self.contents[at] = trampoline(doors[0]).ljust(TRAMPOLINE_SIZE, b"\xcc") + trampoline(doors[1])
+        return at, at + TRAMPOLINE_SIZE
+
+
+def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site], far: _Trampolines) -> PatchRecord:
     manifest = bundle.manifest
+    symbols = [f.new_symbol for f in manifest.functions]
+    doors = [far.lead(s, _doors(s, linked, symbols[i], i)) for i, s in enumerate(sites)]
     old = [
         CodeRange(function=f.entry.symbol, start=module.bias + r.offset, end=module.bias + r.offset + r.size)
         for f in manifest.functions
@@ -96,25 +155,9 @@ def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site]) -
         eh_frame=linked.eh_frame,
         old=old,
         new=new,
-        sites=[_site_record(s, linked, manifest.functions[i].new_symbol, i) for i, s in enumerate(sites)],
+        trampolines=[at // PAGE * PAGE for at in far.contents],
+        sites=[_site_record(site, pair) for site, pair in zip(sites, doors, strict=True)],
     )
-
-
-def _site_record(site: Site, linked: Linked, new_symbol: str, index: int) -> SiteRecord:
-    """Compute the bytes of a site and its hole, while threads migrate and when all have."""
-    stub_at = linked.stubs + 2 * STUB_SIZE * index
-    direct = stub_at + STUB_SIZE if undo(site.undo) else _new_address(linked, new_symbol)
-    jump_at = site.address if site.hole is None else site.hole
-    far = Patchlet(
-        address=jump_at,
-        transition=near_jump(jump_at, stub_at).hex(),
-        final=near_jump(jump_at, direct).hex(),
-    )
-    if site.hole is None:
-        return SiteRecord(function=site.function, rung=site.rung, site=far)
-    short = short_jump(site.address, site.hole).hex()
-    near = Patchlet(address=site.address, transition=short, final=short)
-    return SiteRecord(function=site.function, rung=site.rung, site=near, hole=far)
 
 
 def _new_address(linked: Linked, symbol: str) -> int:

@@ -11,15 +11,18 @@ _NORMAL: Final = os.sched_param(0)
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def raised() -> Iterator[bool]:
     """Run with the lowest real-time priority where the system allows it (CAP_SYS_NICE, a real-time share).
 
-    Without the right to it the holds are longer on a loaded node, and that is all.
+    Yields whether it was allowed; without it the holds are longer on a loaded node, and that is all.
     """
-    with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, _LOWEST_REAL_TIME)
     try:
-        yield
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, _LOWEST_REAL_TIME)
+    except OSError:
+        yield False
+        return
+    try:
+        yield True
     finally:
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_OTHER, _NORMAL)

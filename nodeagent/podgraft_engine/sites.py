@@ -2,17 +2,19 @@
 """The site ladder: where a function can be entered by a jump that catches no thread in its middle (design 3.2).
 
 The replaced bytes lie inside one original instruction, or in padding. Rungs here: an instruction of at least 5 bytes
-takes `jmp rel32`; one of at least 2 bytes takes `jmp rel8` to a hole with a `jmp rel32`. A site may stand behind
-instructions that the stub can undo.
+takes `jmp rel32`; one of at least 2 bytes takes `jmp rel8` to a hole with a `jmp rel32`, or a punned `jmp rel32` whose
+high bytes are the bytes that follow and which leads to a trampoline. A site may stand behind instructions that the stub
+can undo.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from podgraft_bundle.errors import Reason, Refusal
+from podgraft_engine.jumptables import table_targets
 
 NEAR_JUMP: Final = 5
 SHORT_JUMP: Final = 2
@@ -30,6 +32,14 @@ class Undo:
 
 
 @dataclass(frozen=True)
+class Pun:
+    """Where a punned jump can lead: all addresses in [low, high], a trampoline must be put there."""
+
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
 class Site:
     """A place for the jump: address and length of the replaced bytes, the displaced instruction, what to undo."""
 
@@ -40,13 +50,23 @@ class Site:
     displaced: Instruction
     undo: Undo
     hole: int | None = None
+    pun: Pun | None = None
 
 
-# (address behind a short jump, bytes needed) -> free holes that the short jump reaches
-HoleFinder = Callable[[int, int], Iterator[int]]
+class Surroundings(Protocol):
+    """What choosing a site needs to know of the process."""
+
+    def holes(self, origin: int, size: int) -> Iterator[int]:
+        """Yield free holes of at least `size` bytes that a `jmp rel8` ending at `origin` reaches."""
+
+    def has_room(self, pun: Pun) -> bool:
+        """Tell whether a page is free where a punned jump leads."""
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Return bytes of the target, None where it is not mapped."""
 
 
-def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes]], holes: HoleFinder) -> Site:
+def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes]], surroundings: Surroundings) -> Site:
     """Return the first site that fits.
 
     Args:
@@ -54,29 +74,47 @@ def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes
         start: its address.
         code: its bytes.
         parts: address and bytes of its cold parts (they may branch back).
-        holes: yields addresses of free holes of at least a given size that a `jmp rel8` at an address reaches.
+        surroundings: holes and room near the function.
 
     Raises:
         Refusal: NO_PATCH_SITE with what was tried.
     """
     instructions = list(Decoder(64, code, ip=start))
-    targets = _branch_targets(instructions)
-    for address, data in parts:
-        targets |= _branch_targets(list(Decoder(64, data, ip=address)))
-    indirect = any(i.flow_control == FlowControl.INDIRECT_BRANCH for i in instructions)
+    everything = [*instructions, *(i for address, data in parts for i in Decoder(64, data, ip=address))]
+    bodies = [(start, start + len(code)), *((address, address + len(data)) for address, data in parts)]
+    tables = table_targets(everything, bodies, surroundings.read)
+    targets = _branch_targets(everything) | (tables or set())
     # A branch back to the site, or to what stands before it, would let a running call change generation.
     candidates = [c for c in _candidates(instructions) if not any(start <= t <= c[0].ip for t in targets)]
-    candidates = [c for c in candidates if not indirect or _is_prologue(c[0])]
+    candidates = [c for c in candidates if tables is not None or _is_prologue(c[0])]
     for instruction, undo in candidates:
         if instruction.len >= NEAR_JUMP and not _crosses_page(instruction.ip, NEAR_JUMP):
             return Site(name, instruction.ip, NEAR_JUMP, "jmp-rel32", instruction, undo)
     for instruction, undo in candidates:
         if instruction.len >= SHORT_JUMP and not _crosses_page(instruction.ip, SHORT_JUMP):
-            for hole in holes(instruction.ip + SHORT_JUMP, NEAR_JUMP):
+            for hole in surroundings.holes(instruction.ip + SHORT_JUMP, NEAR_JUMP):
                 if not _crosses_page(hole, NEAR_JUMP):
                     return Site(name, instruction.ip, SHORT_JUMP, "jmp-rel8-hole", instruction, undo, hole)
+    for instruction, undo in candidates:
+        pun = _pun(instruction, code, start)
+        if pun is not None and surroundings.has_room(pun):
+            return Site(name, instruction.ip, instruction.len, "jmp-punned", instruction, undo, pun=pun)
     seen = "; ".join(str(i) for i in instructions[:3])
     raise Refusal(Reason.NO_PATCH_SITE, f"{name} at {start:#x}: no rung of the site ladder fits ({seen})")
+
+
+def _pun(instruction: Instruction, code: bytes, start: int) -> Pun | None:
+    """Return where `jmp rel32` would lead when only the bytes of this instruction may be chosen."""
+    free = instruction.len - 1
+    at = instruction.ip - start
+    kept = code[at + instruction.len : at + NEAR_JUMP]
+    if instruction.len < SHORT_JUMP or instruction.len + len(kept) != NEAR_JUMP:
+        return None
+    if _crosses_page(instruction.ip, instruction.len):
+        return None
+    distance = int.from_bytes(bytes(free) + kept, "little", signed=True)
+    low = instruction.ip + NEAR_JUMP + distance
+    return Pun(low, low + (1 << 8 * free) - 1)
 
 
 def _candidates(instructions: list[Instruction]) -> Iterator[tuple[Instruction, Undo]]:

@@ -96,6 +96,7 @@ class PatchRecord(Record):
     code: CodeRange
     gate: int
     eh_frame: tuple[int, int] | None
+    trampolines: list[int]  # pages far away, for punned jumps
     old: list[CodeRange]
     new: list[CodeRange]
     sites: list[SiteRecord]
@@ -127,7 +128,8 @@ def all_code(record: PatchRecord) -> list[CodeRange]:
             result.append(CodeRange(function="a stub", start=position, end=item.start))
         result.append(item)
         position = item.end
-    return [*result, CodeRange(function="a stub", start=position, end=record.code.end)]
+    far = [CodeRange(function="a stub", start=page, end=page + PAGE) for page in record.trampolines]
+    return [*result, CodeRange(function="a stub", start=position, end=record.code.end), *far]
 
 
 class State:

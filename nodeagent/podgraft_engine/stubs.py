@@ -15,11 +15,22 @@ from podgraft_engine.sites import NEAR_JUMP, Site, Undo
 
 # An upper bound: decision 33, undo 13, jump 5, displaced instruction 15 (a branch may grow), jump back 5.
 STUB_SIZE: Final = 96
+TRAMPOLINE_SIZE: Final = 16
 
 
 def near_jump(address: int, target: int) -> bytes:
     """Encode `jmp rel32`."""
     return b"\xe9" + _rel32(address + NEAR_JUMP, target)
+
+
+def punned_jump(address: int, length: int, target: int) -> bytes:
+    """Encode the first bytes of a `jmp rel32`; the others are the ones that follow in the program."""
+    return near_jump(address, target)[:length]
+
+
+def trampoline(target: int) -> bytes:
+    """Encode `jmp *0(%rip)` with the target behind it: from anywhere to anywhere, no register touched."""
+    return b"\xff\x25\0\0\0\0" + struct.pack("<Q", target)
 
 
 def short_jump(address: int, target: int) -> bytes:

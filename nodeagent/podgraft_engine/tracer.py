@@ -115,10 +115,13 @@ class Held:
 def hold(tid: int) -> Iterator[Held]:
     """Stop one thread, give its registers, and let it go as the kernel would have (EINTR-class calls rewound).
 
+    held_us runs from the stop to the release where the engine has real-time priority, else from the request to stop,
+    which may be much longer on a loaded node but never too short.
+
     Raises:
         NotHeld: it is traced, has ended, is in a signal stop or does not stop within a second.
     """
-    with raised():
+    with raised() as at_once:
         _seize(tid)
         began = time.perf_counter()
         try:
@@ -126,6 +129,9 @@ def hold(tid: int) -> Iterator[Held]:
         except PtraceError as error:
             raise _not_held(error) from None
         _wait_stop(tid)
+        if at_once:
+            # Woken at the moment of the stop; before it the thread ran, slept or waited for a processor as ever.
+            began = time.perf_counter()
         held = Held(tid, user_regs_struct())
         try:
             ptrace(PTRACE_GETREGS, tid, 0, ctypes.addressof(held.regs))
