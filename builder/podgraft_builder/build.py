@@ -10,6 +10,7 @@ from pathlib import Path
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.compare import Comparison
 from podgraft_builder.hazards import check_hazards
+from podgraft_builder.lines import C_LIKE
 from podgraft_builder.match import Proof
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
@@ -72,6 +73,7 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
     _require_change(comparisons)
     check_hazards(comparisons, lambda: unchanged_objects(pairs), running)
     proofs = _prove(comparisons, running, progress)
+    _merge_copies(comparisons, proofs)
     assembly = Assembly(comparisons, References(running, proofs))
     data = assembly.run()
     manifest = Manifest(
@@ -138,6 +140,7 @@ def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[
     forgotten = [r for r in _last(records) if r.depends & patched and r.output not in done]
     if forgotten:
         fresh = space.replay(forgotten, "new")
+    _require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
     return _pairs(space, old, _with_replayed(new, forgotten, fresh))
@@ -146,6 +149,25 @@ def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[
 def _last(records: list[Record]) -> list[Record]:
     """Return the last record of each object."""
     return list({r.output: r for r in records if r.kind == "compile"}.values())
+
+
+def _require_seen(patched: set[str], old: list[Input], records: list[Record]) -> None:
+    """A patched source that no compiler saw may be part of an object that the build command did not make."""
+    compiled = [r for r in records if r.kind == "compile"]
+    depends = {name for r in compiled for name in r.depends}
+    unseen = sorted(name for name in patched - depends if Path(name).suffix in C_LIKE)
+    if not unseen:
+        return
+    known = {content_hash(r.copy.read_bytes()) for r in compiled}
+    foreign = [item for item in old if content_hash(item.data) not in known]
+    if foreign:
+        member = foreign[0].member or ""
+        raise Refusal(
+            Reason.UNSUPPORTED_CHANGE,
+            f"{unseen[0]} is patched but was not compiled, and {len(foreign)} objects of the binary were not either"
+            f" ({foreign[0].path.name} {member})",
+            "start from a clean source tree (make distclean) and name the binary with --running",
+        )
 
 
 def _with_replayed(new: list[Input], forgotten: list[Record], fresh: list[Record]) -> list[Input]:
@@ -179,7 +201,7 @@ def _prove(comparisons: dict[str, Comparison], running: RunningBinary, progress:
     proofs = {}
     for label, comparison in sorted(comparisons.items()):
         proof = Proof(comparison.old, running)
-        if comparison.changed:
+        if comparison.changed or comparison.new_functions:
             _prove_object(comparison, proof)
             progress(f"{label}: {len(proof.functions)} functions equal those of the running binary")
         proofs[label] = proof
@@ -189,9 +211,24 @@ def _prove(comparisons: dict[str, Comparison], running: RunningBinary, progress:
 def _prove_object(comparison: Comparison, proof: Proof) -> None:
     replaced = {f for c in comparison.changed.values() for f in (c.old, *c.old_parts)}
     for function in dict.fromkeys(comparison.old.functions.values()):
-        if function in replaced or function.name in proof.running.by_name:
+        if function in replaced or (function.name in proof.running.by_name and not function.weak):
             proof.prove(function)
     proof.finish()
+
+
+def _merge_copies(comparisons: dict[str, Comparison], proofs: dict[str, Proof]) -> None:
+    """Several objects may hold one inline function; it is replaced once. Raises Refusal where the copies differ."""
+    seen: dict[int, tuple[Comparison, str]] = {}
+    for label, comparison in sorted(comparisons.items()):
+        for name, unit in sorted(comparison.changed.items()):
+            first, other = seen.setdefault(proofs[label].prove(unit.old).address, (comparison, name))
+            if first is comparison:
+                continue
+            if first.new.body(first.changed[other].new) != comparison.new.body(unit.new):
+                raise Refusal(
+                    Reason.UNSUPPORTED_CHANGE, f"{name} differs between {first.new.label} and {comparison.new.label}"
+                )
+            del comparison.changed[name]
 
 
 def _functions(assembly: Assembly, proofs: dict[str, Proof], running: RunningBinary) -> list[ReplacedFunction]:

@@ -1,8 +1,10 @@
 """Compare an object of the old build with its successor, by meaning: which functions and data differ, and why."""
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from podgraft_builder import reloc
+from podgraft_builder.dwarf import static_owners
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, Symbol, base_name, place_of
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -188,15 +190,31 @@ class Comparison:
             before = self._numbered(self.old, (unit.old, *unit.old_parts), taken)
             after = self._numbered(self.new, (unit.new, *unit.new_parts), set(self.old_of))
             for name, symbols in after.items():
-                candidates = before.get(name, [])
-                if len(symbols) == len(candidates) == 1:
-                    self.old_of[symbols[0]] = candidates[0]
-                elif candidates:
-                    raise Refusal(
-                        Reason.UNRESOLVED_REFERENCE,
-                        f"{self.new.label}: {unit.name} has {len(candidates)} static variables named {name} in the old"
-                        f" build and {len(symbols)} in the new: which is which cannot be told",
-                    )
+                for symbol in symbols:
+                    self._continue_static(unit, symbol, before.get(name, []))
+
+    def _continue_static(self, unit: Changed, symbol: Symbol, candidates: list[Symbol]) -> None:
+        """Find the old variable that a static of a changed function continues, by the function that declares it."""
+        if not candidates:
+            return
+        owner = self._new_owners.get(_place(symbol), "")
+        same = [c for c in candidates if self._old_owners.get(_place(c), "") == owner]
+        if len(same) == 1:
+            self.old_of[symbol] = same[0]
+        if len(same) > 1 or not owner:
+            raise Refusal(
+                Reason.UNRESOLVED_REFERENCE,
+                f"{self.new.label}: {unit.name} has static variables named {base_name(symbol.name)} in both builds:"
+                " which is which cannot be told",
+            )
+
+    @cached_property
+    def _old_owners(self) -> dict[tuple[int, int], str]:
+        return static_owners(self.old.data)
+
+    @cached_property
+    def _new_owners(self) -> dict[tuple[int, int], str]:
+        return static_owners(self.new.data)
 
     def _numbered(
         self, which: ObjectFile, functions: tuple[Function, ...], without: set[Symbol]
@@ -254,6 +272,10 @@ class Comparison:
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
                     raise Refusal(Reason.NEW_TLS, f"{self.new.label}: {item.name}")
+
+
+def _place(symbol: Symbol) -> tuple[int, int]:
+    return symbol.section or 0, symbol.value
 
 
 def _masked(which: ObjectFile, function: Function, items: list[Relocation]) -> bytes:

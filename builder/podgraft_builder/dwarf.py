@@ -7,6 +7,8 @@ from typing import Any
 
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
+from elftools.elf.sections import SymbolTableSection
 
 _ASSEMBLER = 0x8001  # DW_LANG_Mips_Assembler, what GNU as writes
 _RECORDS = {
@@ -16,6 +18,7 @@ _RECORDS = {
     "DW_TAG_enumeration_type": "enum",
 }
 _QUALIFIERS = {"DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type"}
+_TLS_RELOCATIONS = frozenset({17, 21})  # R_X86_64_DTPOFF64, R_X86_64_DTPOFF32
 _DEEP = 24
 
 
@@ -54,7 +57,7 @@ class Debug:
 
 def read_debug(data: bytes) -> Debug:
     """Read the types and signatures at file scope of an object; types inside functions are left out."""
-    elf = ELFFile(io.BytesIO(data))
+    elf = ELFFile(io.BytesIO(_without_tls(data)))
     debug = Debug(present=elf.get_section_by_name(".debug_info") is not None)
     if not debug.present:
         return debug
@@ -66,6 +69,19 @@ def read_debug(data: bytes) -> Debug:
             continue
         _walk(top, "", debug)
     return debug
+
+
+def _without_tls(data: bytes) -> bytes:
+    """Blank the relocations of thread-local variables in .debug_info, which pyelftools cannot apply."""
+    section = ELFFile(io.BytesIO(data)).get_section_by_name(".rela.debug_info")
+    if section is None:
+        return data
+    out = bytearray(data)
+    start = section["sh_offset"]
+    for at in range(start, start + section["sh_size"], 24):  # Elf64_Rela; the type is the low half of r_info
+        if int.from_bytes(out[at + 8 : at + 12], "little") in _TLS_RELOCATIONS:
+            out[at + 8 : at + 12] = bytes(4)  # R_X86_64_NONE
+    return bytes(out)
 
 
 def _walk(parent: DIE, scope: str, debug: Debug) -> None:
@@ -154,3 +170,37 @@ def _name(die: DIE, attribute: str = "DW_AT_name") -> str:
 def _number(die: DIE, attribute: str) -> int:
     found: Any = die.attributes.get(attribute)
     return found.value if found is not None and isinstance(found.value, int) else 0
+
+
+def static_owners(data: bytes) -> dict[tuple[int, int], str]:
+    """Return (section, offset) -> "function::variable" of the static variables inside functions.
+
+    Inlining puts statics of one name into one function; the debug information knows whose they are.
+    """
+    elf = ELFFile(io.BytesIO(_without_tls(data)))
+    table, relocations = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".rela.debug_info")
+    if not isinstance(table, SymbolTableSection) or not isinstance(relocations, RelocationSection):
+        return {}
+    places: dict[int, tuple[int, int]] = {}
+    for item in relocations.iter_relocations():
+        symbol = table.get_symbol(item["r_info_sym"])
+        if isinstance(symbol["st_shndx"], int):
+            places[item["r_offset"]] = (symbol["st_shndx"], symbol["st_value"] + item["r_addend"])
+    found: dict[tuple[int, int], str] = {}
+    for unit in elf.get_dwarf_info().iter_CUs():
+        for die in unit.get_top_DIE().iter_children():
+            if die.tag == "DW_TAG_subprogram":
+                _owned(die, _name(die), places, found)
+    return found
+
+
+def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]], found: dict[tuple[int, int], str]) -> None:
+    for die in parent.iter_children():
+        if die.tag == "DW_TAG_variable" and "DW_AT_location" in die.attributes:
+            # DW_FORM_exprloc: a length of one byte, DW_OP_addr, then the address that is relocated
+            place = places.get(die.attributes["DW_AT_location"].offset + 2)
+            name = _name(die)
+            if place is not None and owner and name:
+                found[place] = f"{owner}::{name}"
+        elif die.has_children:
+            _owned(die, owner, places, found)

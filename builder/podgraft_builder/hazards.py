@@ -134,7 +134,9 @@ def may_run(comparison: Comparison, function: Function) -> bool:
 def _compare_clobbers(comparison: Comparison, caller: Function, unit: Changed) -> None:
     more = clobbered(comparison.new, unit.new) - clobbered(comparison.old, unit.old)
     if more and may_run(comparison, caller):
-        names = ", ".join(sorted(name.lower() for name, value in vars(Register).items() if value in more))
+        names = ", ".join(
+            sorted(name.lower() for name, value in vars(Register).items() if type(value) is int and value in more)
+        )
         raise Refusal(
             Reason.IPA_RA_HAZARD,
             f"{comparison.new.label}: {caller.name} is gone from the source, may still run, and calls {unit.name},"

@@ -4,7 +4,7 @@ import io
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
@@ -16,6 +16,7 @@ SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS 
 IFUNC = "STT_GNU_IFUNC"
 _IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
 FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
+_WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -95,7 +96,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Function:
-    """A function: its first global name, or its local one, and where it lies."""
+    """A function: its first global name, or its local one, and where it lies.
+
+    weak: the linker may have taken another object's copy.
+    """
 
     name: str
     section: int
@@ -104,6 +108,7 @@ class Function:
     local: bool
     aliases: tuple[str, ...]
     kind: str = "STT_FUNC"
+    weak: bool = False
 
 
 class Place(NamedTuple):
@@ -164,6 +169,10 @@ class ObjectFile:
         )
         return tuple(sorted(items, key=lambda item: item.offset))
 
+    def header(self, index: int) -> Any:
+        """Return the raw header of a section."""
+        return self._elf.get_section(index).header
+
     @cached_property
     def lto(self) -> bool:
         """Say whether the object holds GCC's or LLVM's intermediate language instead of code."""
@@ -187,7 +196,7 @@ class ObjectFile:
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
             kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
-            function = Function(first.name, section, start, size, first.local, aliases, kind)
+            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in _WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
 
@@ -203,11 +212,18 @@ class ObjectFile:
         return self._functions_by_section.get(section, [])
 
     def function_at(self, section: int, offset: int) -> Function | None:
-        """Return the function that covers an offset; its end counts, for a call that never returns."""
+        """Return the function that an offset in a section means.
+
+        Its end counts, for a call that never returns. In a section of one function everything means that function:
+        a jump table's relocation points behind the label by the distance from the table's start.
+        """
         for function in self.functions_in(section):
             if function.start <= offset < function.start + max(function.size, 1):
                 return function
-        return next((f for f in self.functions_in(section) if offset == f.start + f.size), None)
+        inside = self.functions_in(section)
+        if len(inside) == 1 and self.sections[section].name.startswith(".text."):
+            return inside[0]
+        return next((f for f in inside if offset == f.start + f.size), None)
 
     def body(self, function: Function) -> bytes:
         """Return the bytes of a function."""

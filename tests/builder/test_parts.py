@@ -1,0 +1,163 @@
+"""The parts of the builder, each by itself."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from iced_x86 import Decoder
+
+from podgraft_builder import wrapper
+from podgraft_builder.clobbers import CALLER_SAVED, clobbered
+from podgraft_builder.code import decode
+from podgraft_builder.dwarf import read_debug, static_owners
+from podgraft_builder.lines import keep_line_numbers
+from podgraft_builder.objects import ObjectFile
+from podgraft_builder.records import archive_members
+from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
+
+
+def compiled(folder: Path, text: str, *flags: str) -> ObjectFile:
+    (folder / "t.c").write_text(text)
+    command = ["gcc", "-O2", "-g", "-fPIE", "-ffunction-sections", "-fdata-sections", *flags, "-c", "t.c", "-o", "t.o"]
+    subprocess.run(command, cwd=folder, check=True)
+    return ObjectFile("t.o", (folder / "t.o").read_bytes())
+
+
+def numbered(text: str, folder: Path) -> list[str]:
+    """Return `line:text` of what the preprocessor makes of MARK."""
+    (folder / "n.c").write_text(text)
+    out = subprocess.run(["gcc", "-E", "-P", "n.c"], cwd=folder, capture_output=True, text=True, check=True).stdout
+    return out.split()
+
+
+BEFORE = """#define MARK __LINE__
+MARK
+MARK
+/* a comment
+MARK */
+MARK
+#define TWO MARK, \\
+    MARK
+int f(int a,
+      int b);
+MARK
+"""
+
+
+@pytest.mark.parametrize(
+    ("find", "put"),
+    [
+        ("MARK\nMARK\n/*", "MARK\nNEW\nNEW\nMARK\n/*"),
+        ("MARK\nMARK\n/*", "MARK\n/*"),
+        ("a comment\n", "a comment\nwith more\nlines\n"),
+        ("#define TWO MARK, \\\n", "#define TWO MARK, \\\n  MARK, \\\n"),
+        ("int f(int a,\n", "int f(int a,\n      int more,\n      int still,\n"),
+    ],
+)
+def test_unchanged_lines_keep_their_numbers(tmp_path: Path, find: str, put: str) -> None:
+    """After a patch the last line has the number that it had before, wherever lines came or went."""
+    before, after = tmp_path / "a.c", tmp_path / "b.c"
+    before.write_text(BEFORE)
+    assert find in BEFORE
+    after.write_text(BEFORE.replace(find, put, 1))
+    keep_line_numbers(before, after)
+    assert numbered(after.read_text(), tmp_path)[-1] == numbered(BEFORE, tmp_path)[-1] == "11"
+
+
+def test_written_object_reads_back(tmp_path: Path) -> None:
+    """What the writer writes is read by readelf without a warning, and by our own reader as it was meant."""
+    code = OutSection(".text.f", 6, 16, bytearray(b"\xe8\0\0\0\0\xc3"))
+    code.relocations = [OutRelocation(1, 4, "outside", -4)]
+    data = OutSection(".data.x", 3, 8, bytearray(8))
+    data.relocations = [OutRelocation(0, 1, 0, 3)]
+    empty = OutSection(".bss.y", 3, 32, bytearray(), nobits=100)
+    symbols = [
+        OutSymbol("f", 2, 0, 0, 6, local=False),
+        OutSymbol("part", 2, 0, 5, 1, local=True),
+        OutSymbol("outside", 0, None, 0, 0, local=False),
+    ]
+    (tmp_path / "o.o").write_bytes(write_object([code, data, empty], symbols))
+    result = subprocess.run(["readelf", "-aW", "o.o"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stderr == ""
+    read = ObjectFile("o.o", (tmp_path / "o.o").read_bytes())
+    assert set(read.functions) == {"f", "part"}
+    by_name = {s.name: s for s in read.sections.values()}
+    assert (by_name[".bss.y"].size, by_name[".bss.y"].kind) == (100, "SHT_NOBITS")
+    [call] = by_name[".text.f"].relocations
+    assert (call.offset, call.type, call.symbol.name, call.addend) == (1, 4, "outside", -4)
+    [pointer] = by_name[".data.x"].relocations
+    assert (pointer.symbol.kind, pointer.symbol.section, pointer.addend) == ("STT_SECTION", 1, 3)
+
+
+def test_clobbers_follow_local_calls(tmp_path: Path) -> None:
+    """A leaf clobbers what it writes, its caller that and more, and whoever calls outside clobbers all."""
+    which = compiled(
+        tmp_path,
+        "int g(int);\n__attribute__((noinline)) static int leaf(int a) { return a + 1; }\n"
+        "int near(int a) { return leaf(a) * 3; }\nint far(int a) { return g(a) * 3; }\n",
+    )
+    leaf, near, far = (clobbered(which, which.functions[name]) for name in ("leaf", "near", "far"))
+    assert leaf <= near
+    assert near < far
+    assert far == CALLER_SAVED
+
+
+def test_static_variables_know_their_function(tmp_path: Path) -> None:
+    """An inlined static belongs to the function that declares it."""
+    which = compiled(
+        tmp_path,
+        "static inline int in(void) { static int n = 1; return n++; }\n"
+        "int out(void) { static int n = 2; return n++ + in(); }\n",
+    )
+    owners = static_owners(which.data)
+    assert sorted(owners.values()) == ["in::n", "out::n"]
+    first = {which.sections[place[0]].data[:1]: owner for place, owner in owners.items()}
+    assert first == {b"\1": "in::n", b"\2": "out::n"}
+
+
+def test_debug_information(tmp_path: Path) -> None:
+    """Layouts and signatures are read, also beside thread-local variables."""
+    which = compiled(
+        tmp_path,
+        "__thread int t;\nstruct s { int a : 3; long b[4]; };\n"
+        "long f(const struct s *x, ...) { return x->b[1] + t; }\n",
+    )
+    debug = read_debug(which.data)
+    layout = debug.layouts["struct s"]
+    assert (layout.size, layout.members) == (40, (("a", 0, "int:3"), ("b", 64, "long int[4]")))
+    assert debug.signatures["f"] == "long int (struct s*, ...)"
+
+
+def test_nops_and_addresses(tmp_path: Path) -> None:
+    """A jump to padding means the instruction behind it."""
+    assert tmp_path
+    code = bytes.fromhex("eb02 6690 0f1f00 c3".replace(" ", ""))
+    body = decode(code, 0x100)
+    assert [str(step.instruction) for step in body.steps] == ["jmp short 0000000000000104h", "ret"]
+    assert body.index_of(0x104) == 1
+    assert body.index_of(0x200) is None
+    assert len(list(Decoder(64, code))) == 4
+
+
+def test_archives(tmp_path: Path) -> None:
+    """Members of archives are found, thin ones and long names, too."""
+    long = "a_member_with_a_rather_long_name.o"
+    for name in ("x.o", long):
+        (tmp_path / name).write_bytes(name.encode() * 3)
+    for kind, archive in (("rc", "a.a"), ("rcT", "t.a")):
+        subprocess.run(["ar", kind, archive, "x.o", long], cwd=tmp_path, check=True)
+        assert archive_members(tmp_path / archive) == {name: name.encode() * 3 for name in ("x.o", long)}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("-c -o a.o a.c", ["a.c"]),
+        ("-Iinclude.c -I dir.c -MF x.c a.c b.cc -lm", ["a.c", "b.cc"]),
+        ("-x c - -o out", []),
+        ("-include pre.c lib.o main.S", ["main.S"]),
+    ],
+)
+def test_wrapper_knows_sources(line: str, found: list[str]) -> None:
+    """The wrapper tells sources from the values of options."""
+    assert wrapper.sources(line.split()) == found
