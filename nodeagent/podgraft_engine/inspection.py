@@ -13,15 +13,15 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import Range, Reference, ReplacedFunction
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
-from podgraft_engine import block
-from podgraft_engine.holes import Holes
-from podgraft_engine.layout import PAGE, trampoline_room
-from podgraft_engine.memory import Memory
-from podgraft_engine.module import Module, find_module, modules_of
-from podgraft_engine.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
-from podgraft_engine.sites import Pun, Site, choose_site
-from podgraft_engine.state import PatchRecord, State, read_state
-from podgraft_engine.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.code.holes import Holes
+from podgraft_engine.code.sites import Pun, Site, choose_site
+from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.helper import block
+from podgraft_engine.patched.state import PatchRecord, State, read_state
+from podgraft_engine.target.layout import PAGE, trampoline_room
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.module import Module, find_module, modules_of
+from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
 
 _OLDEST_KERNEL: Final = (5, 13)
 

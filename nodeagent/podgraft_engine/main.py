@@ -12,8 +12,8 @@ from podgraft_bundle.errors import HINTS, ExitCode, PodgraftError, Reason, Refus
 from podgraft_bundle.protocol import Failed, PatchStatus, Refused, Request, Status
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
-from podgraft_engine.proc import Process
-from podgraft_engine.state import Phase
+from podgraft_engine.patched.state import Phase
+from podgraft_engine.target.proc import Process
 from podgraft_engine.transition import Transition
 
 _SHOWN = {

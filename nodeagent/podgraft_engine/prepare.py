@@ -6,16 +6,9 @@ from typing import Final
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_engine.inspection import Findings, Target
-from podgraft_engine.layout import PAGE, gap_near, trampoline_room
-from podgraft_engine.linker import Image, Linked
-from podgraft_engine.mailbox import Helper
-from podgraft_engine.module import Module
-from podgraft_engine.proc import Mapping
-from podgraft_engine.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
-from podgraft_engine.sites import Site
-from podgraft_engine.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
-from podgraft_engine.stubs import (
+from podgraft_engine.code.linker import Image, Linked
+from podgraft_engine.code.sites import Site
+from podgraft_engine.code.stubs import (
     STUB_SIZE,
     TRAMPOLINE_SIZE,
     near_jump,
@@ -25,6 +18,13 @@ from podgraft_engine.stubs import (
     trampoline,
     undo,
 )
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
+from podgraft_engine.inspection import Findings, Target
+from podgraft_engine.patched.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
+from podgraft_engine.target.layout import PAGE, gap_near, trampoline_room
+from podgraft_engine.target.module import Module
+from podgraft_engine.target.proc import Mapping
 
 CLOSED: Final = struct.pack("<2Q", 2**64 - 1, 2**64 - 1)
 # A pristine twin for each page, one clone under way, and one in reserve.

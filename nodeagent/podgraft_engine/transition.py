@@ -12,20 +12,20 @@ from typing import Self
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, Reason, Refusal
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
-from podgraft_engine import block
-from podgraft_engine.carrier import Borrowed, obtain_helper
-from podgraft_engine.drain import drained
-from podgraft_engine.ehframe import EhFrame
+from podgraft_engine.helper import block
+from podgraft_engine.helper.carrier import Borrowed, obtain_helper
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import unmap
 from podgraft_engine.inspection import inspect, open_target, report
-from podgraft_engine.mailbox import Helper
-from podgraft_engine.migration import Emit, Migration, Tally
-from podgraft_engine.pages import Pages, compose, pages_of
+from podgraft_engine.patched.pages import Pages, compose, pages_of
+from podgraft_engine.patched.state import CodeRange, PatchRecord, Phase, State, all_code, open_state
 from podgraft_engine.prepare import discard, prepare, reserve_workspace
-from podgraft_engine.proc import Process
-from podgraft_engine.rpc import unmap
-from podgraft_engine.stack import Forbidden
-from podgraft_engine.state import CodeRange, PatchRecord, Phase, State, all_code, open_state
-from podgraft_engine.threads import Mover, Rule, Stacks, Unwinder
+from podgraft_engine.target.ehframe import EhFrame
+from podgraft_engine.target.proc import Process
+from podgraft_engine.threads.drain import drained
+from podgraft_engine.threads.migration import Emit, Migration, Tally
+from podgraft_engine.threads.mover import Mover, Rule, Stacks, Unwinder
+from podgraft_engine.threads.stack import Forbidden
 
 _BEFORE_SWITCH = ("preparing", "prepared")
 

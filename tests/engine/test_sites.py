@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_engine.sites import Pun, Site, choose_site
-from podgraft_engine.stubs import punned_jump
+from podgraft_engine.code.sites import Pun, Site, choose_site
+from podgraft_engine.code.stubs import punned_jump
 
 START = 0x401000
 TABLE = 0x402000

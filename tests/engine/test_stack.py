@@ -2,9 +2,9 @@
 
 import struct
 
-from podgraft_engine.ehframe import RETURN_ADDRESS, Row
-from podgraft_engine.stack import Forbidden, Frame, judge, unwind
-from podgraft_engine.state import CodeRange
+from podgraft_engine.patched.state import CodeRange
+from podgraft_engine.target.ehframe import RETURN_ADDRESS, Row
+from podgraft_engine.threads.stack import Forbidden, Frame, judge, unwind
 
 OLD = CodeRange(function="old", start=0x5555_5555_1000, end=0x5555_5555_1100)
 COLD = CodeRange(function="old", start=0x5555_5550_0000, end=0x5555_5550_0008)

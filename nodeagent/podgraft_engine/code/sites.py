@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_engine.jumptables import table_targets
+from podgraft_engine.code.jumptables import table_targets
 
 NEAR_JUMP: Final = 5
 SHORT_JUMP: Final = 2

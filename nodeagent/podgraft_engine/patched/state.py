@@ -12,12 +12,12 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine.block import Block
-from podgraft_engine.layout import PAGE, gap_near
-from podgraft_engine.mailbox import Helper
-from podgraft_engine.memory import Memory
-from podgraft_engine.proc import Process
-from podgraft_engine.rpc import map_fixed, protect
+from podgraft_engine.helper.block import Block
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import map_fixed, protect
+from podgraft_engine.target.layout import PAGE, gap_near
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.proc import Process
 
 MAGIC: Final = b"PODGSTAT"
 VERSION: Final = 1

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_engine import block, syscalls
-from podgraft_engine.layout import gap_near
-from podgraft_engine.mailbox import SIZE, Helper, adopt
-from podgraft_engine.memory import Memory
-from podgraft_engine.proc import Process
-from podgraft_engine.tracer import USER_64BIT_CS, Held, NotHeld, hold
+from podgraft_engine.helper import block
+from podgraft_engine.helper.mailbox import SIZE, Helper, adopt
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.layout import gap_near
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.proc import Process
+from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, hold
 
 IDLE_S: Final = 2
 HELPER_START_S: Final = 1.0

@@ -6,7 +6,7 @@ import errno
 import os
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine.proc import Process, denied
+from podgraft_engine.target.proc import Process, denied
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

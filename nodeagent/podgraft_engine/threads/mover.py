@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine import syscalls
-from podgraft_engine.ehframe import UNKNOWN, EhFrame, Row
-from podgraft_engine.memory import Memory
-from podgraft_engine.module import Module
-from podgraft_engine.proc import Mapping, Process, SleepState
-from podgraft_engine.stack import QUIESCENT, Forbidden, Frame, Verdict, judge
-from podgraft_engine.tracer import Held, NotHeld, hold
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.ehframe import UNKNOWN, EhFrame, Row
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.module import Module
+from podgraft_engine.target.proc import Mapping, Process, SleepState
+from podgraft_engine.target.tracer import Held, NotHeld, hold
+from podgraft_engine.threads.stack import QUIESCENT, Forbidden, Frame, Verdict, judge
 
 MAX_STACK: Final = 8 * 1024 * 1024
 _GONE: Final = Verdict(quiescent=False, why="it has ended")

@@ -16,8 +16,8 @@ from ptrace.binding.func import ptrace
 from ptrace.binding.linux_struct import user_regs_struct
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine import syscalls
-from podgraft_engine.priority import raised
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.priority import raised
 
 PTRACE_POKEUSER: Final = 6
 PTRACE_GETREGS: Final = 12

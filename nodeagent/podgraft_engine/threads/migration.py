@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from podgraft_bundle.protocol import Event, Migrated, Waiting
-from podgraft_engine.proc import Process
-from podgraft_engine.threads import Mover, Outcome, Stacks
+from podgraft_engine.target.proc import Process
+from podgraft_engine.threads.mover import Mover, Outcome, Stacks
 
 FIRST_PAUSE_S: Final = 0.0005
 LONGEST_PAUSE_S: Final = 0.1

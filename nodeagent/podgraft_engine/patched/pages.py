@@ -6,12 +6,12 @@ twin of a page is never executed; clones are made from it, and moved home it end
 """
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine.layout import PAGE
-from podgraft_engine.mailbox import Helper
-from podgraft_engine.memory import Memory
-from podgraft_engine.proc import Mapping, Process
-from podgraft_engine.rpc import PROT_NONE, clone_page, move_page, try_map_fixed, unmap
-from podgraft_engine.state import Intent, PageRecord, PatchRecord, State
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import PROT_NONE, clone_page, move_page, try_map_fixed, unmap
+from podgraft_engine.patched.state import Intent, PageRecord, PatchRecord, State
+from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.proc import Mapping, Process
 
 
 class Pages:

@@ -6,9 +6,9 @@ import os
 from typing import Final
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine import syscalls
-from podgraft_engine.layout import PAGE
-from podgraft_engine.mailbox import Helper
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.layout import PAGE
 
 PROT_NONE: Final = 0
 PROT_READ: Final = 1

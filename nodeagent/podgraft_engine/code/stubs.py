@@ -11,7 +11,7 @@ from typing import Final
 from iced_x86 import BlockEncoder, Instruction
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine.sites import NEAR_JUMP, Site, Undo
+from podgraft_engine.code.sites import NEAR_JUMP, Site, Undo
 
 # An upper bound: decision 33, undo 13, jump 5, displaced instruction 15 (a branch may grow), jump back 5.
 STUB_SIZE: Final = 96

@@ -8,10 +8,10 @@ now no site leads there any more, so each thread has only to be seen outside onc
 import time
 from typing import Final
 
-from podgraft_engine.proc import Process
-from podgraft_engine.stack import Forbidden
-from podgraft_engine.threads import Stacks
-from podgraft_engine.tracer import NotHeld, hold
+from podgraft_engine.target.proc import Process
+from podgraft_engine.target.tracer import NotHeld, hold
+from podgraft_engine.threads.mover import Stacks
+from podgraft_engine.threads.stack import Forbidden
 
 PAUSE_S: Final = 0.001
 

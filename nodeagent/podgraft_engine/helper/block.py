@@ -15,10 +15,10 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_engine.memory import Memory
-from podgraft_engine.proc import Mapping, Process
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.proc import Mapping, Process
 
-CODE: Final = resources.files("podgraft_engine").joinpath("asm/block.bin").read_bytes()
+CODE: Final = resources.files("podgraft_engine.helper").joinpath("asm/block.bin").read_bytes()
 MAGIC: Final = CODE[:8]
 CARRIER: Final = 0xD0
 SLOTS: Final = struct.Struct("<8s25Q")

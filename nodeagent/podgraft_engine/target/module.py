@@ -10,9 +10,9 @@ from elftools.elf.elffile import ELFFile
 
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_engine.ehframe import EhFrame
-from podgraft_engine.layout import PAGE
-from podgraft_engine.proc import Mapping, Process, denied
+from podgraft_engine.target.ehframe import EhFrame
+from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.proc import Mapping, Process, denied
 
 
 class Module:

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from podgraft_engine.ehframe import RETURN_ADDRESS, RSP, Row
-from podgraft_engine.state import CodeRange
+from podgraft_engine.patched.state import CodeRange
+from podgraft_engine.target.ehframe import RETURN_ADDRESS, RSP, Row
 
 MAX_FRAMES: Final = 256
 RowLookup = Callable[[int], Row | None]

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_engine import block as block_module
-from podgraft_engine.proc import Process, denied
+from podgraft_engine.helper import block as block_module
+from podgraft_engine.target.proc import Process, denied
 
 SIZE: Final = 4096
 CALL_TIMEOUT_S: Final = 5.0

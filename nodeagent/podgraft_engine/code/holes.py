@@ -7,9 +7,9 @@ from typing import Final
 
 from iced_x86 import Decoder, FlowControl, Mnemonic
 
-from podgraft_engine.memory import Memory
-from podgraft_engine.module import Module
-from podgraft_engine.sites import NEAR_JUMP
+from podgraft_engine.code.sites import NEAR_JUMP
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.module import Module
 
 _ENDS: Final = (
     FlowControl.UNCONDITIONAL_BRANCH,

@@ -4,7 +4,7 @@
 from typing import Final
 
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_engine.proc import Mapping
+from podgraft_engine.target.proc import Mapping
 
 PAGE: Final = 4096
 REACH: Final = 2**31 - 2**20

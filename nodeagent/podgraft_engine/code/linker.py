@@ -16,8 +16,8 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_x64
 
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Reference
-from podgraft_engine.layout import pages
-from podgraft_engine.stubs import TRAMPOLINE_SIZE, trampoline
+from podgraft_engine.code.stubs import TRAMPOLINE_SIZE, trampoline
+from podgraft_engine.target.layout import pages
 
 GATE_SIZE: Final = 16
 _NAMES: Final = {value: name for name, value in ENUM_RELOC_TYPE_x64.items() if isinstance(value, int)}
