@@ -1,0 +1,160 @@
+"""One process and one item: engine runs until what is asked is true, with back-off, and the report of it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from podgraft_agent import metrics
+from podgraft_agent.engine import Outcome
+from podgraft_agent.finder import Found
+from podgraft_agent.progress import Progress
+from podgraft_api.nodepatch import BundleRef, Desired, Phase
+from podgraft_bundle.errors import ExitCode, PodgraftError, Reason
+from podgraft_bundle.protocol import Event, Failed, Refused, Request
+from podgraft_kube.client import UNAVAILABLE, ApiError
+
+FIRST_RETRY_SECONDS = 1.0
+# Threads left behind may leave at any time; a refusal seldom heals without a human.
+MAX_RETRY_SECONDS = {ExitCode.DEADLINE: 15.0}
+MAX_TROUBLE_SECONDS = 120.0
+GONE = frozenset({Reason.NO_SUCH_PROCESS, Reason.PROCESS_EXITED, Reason.MODULE_NOT_MAPPED})
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What shall be true of the process."""
+
+    desired: Desired
+    bundle: BundleRef
+    deadline: float
+
+
+@dataclass
+class Tools:
+    """What all workers of a node share."""
+
+    run: Callable[[Request, Callable[[Event], None]], Awaitable[Outcome]]
+    bundle: Callable[[BundleRef], Awaitable[Path]]
+    changed: Callable[[], None]
+    slots: asyncio.Semaphore
+    locks: dict[int, asyncio.Lock] = field(default_factory=dict)
+
+
+class Worker:
+    """Drives one process to its goal; the goal may change at any time, the engine run under way is finished."""
+
+    def __init__(self, found: Found, goal: Goal, progress: Progress, tools: Tools, *, look_first: bool) -> None:
+        self.found, self.goal, self.progress = found, goal, progress
+        self._tools = tools
+        self._look_first = look_first
+        self._poked = asyncio.Event()
+        self._withdrawn = False
+        self._failures = 0
+
+    def aim(self, goal: Goal) -> None:
+        """Set the goal; a new one is begun at once."""
+        if goal != self.goal:
+            self.goal, self._failures = goal, 0
+            self.progress.begin(goal.desired)
+            self._poked.set()
+
+    def withdraw(self) -> None:
+        """End after the engine run under way; what is in the process stays."""
+        self._withdrawn = True
+        self._poked.set()
+
+    async def run(self) -> None:
+        """Work until withdrawn, or until the process is no longer what was meant."""
+        while not self._withdrawn:
+            goal = self.goal
+            self._poked.clear()
+            wait = await self._step(goal)
+            self._tools.changed()
+            if wait is None:
+                return
+            if goal == self.goal:
+                await self._sleep(wait)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._poked.wait(), seconds if seconds > 0 else None)
+        except TimeoutError:
+            return
+
+    async def _step(self, goal: Goal) -> float | None:
+        """Do one engine run; return seconds until the next, 0 for none until poked, None when the process is gone."""
+        try:
+            outcome = await self._engine(goal)
+        except (PodgraftError, ApiError, *UNAVAILABLE) as error:
+            reason = error.reason if isinstance(error, PodgraftError) else "BundleNotFetched"
+            self.progress.broken(Phase.FAILED, str(reason), str(error))
+            return self._backoff(MAX_TROUBLE_SECONDS)
+        trouble = outcome.trouble
+        if trouble is not None and trouble.reason in GONE:
+            return None
+        if outcome.code is ExitCode.DONE or (goal.desired is Desired.REVERTED and _not_applied(trouble)):
+            self.progress.done(goal.desired)
+            self._failures = 0
+            return 0.0
+        if outcome.code is ExitCode.DEADLINE:
+            self.progress.late(trouble)
+            return self._backoff(MAX_RETRY_SECONDS[ExitCode.DEADLINE])
+        if trouble is not None:
+            phase = Phase.REFUSED if isinstance(trouble, Refused) else Phase.FAILED
+            self.progress.broken(phase, trouble.reason, f"{trouble.detail}; {trouble.hint}")
+        return self._backoff(MAX_TROUBLE_SECONDS)
+
+    async def _engine(self, goal: Goal) -> Outcome:
+        lock = self._tools.locks.setdefault(self.found.pid, asyncio.Lock())
+        async with lock, self._tools.slots:
+            if self._look_first and await self._is_so(goal):
+                return Outcome(ExitCode.DONE)
+            path = await self._tools.bundle(goal.bundle) if goal.desired is Desired.APPLIED else None
+            request = Request(
+                op="apply" if goal.desired is Desired.APPLIED else "revert",
+                pid=self.found.pid,
+                start_time=self.found.start_time,
+                bundle=str(path) if path is not None else None,
+                name=goal.bundle.name if goal.desired is Desired.REVERTED else None,
+                deadline=goal.deadline,
+            )
+            began = time.monotonic()
+            self.progress.begin_run()
+            outcome = await self._tools.run(request, self._hear)
+        metrics.ENGINE_RUNS.labels(request.op, outcome.code.name.lower()).inc()
+        log.info(
+            "engine run",
+            op=request.op,
+            pid=request.pid,
+            patch=goal.bundle.name,
+            exit=outcome.code.name,
+            reason=outcome.trouble.reason if outcome.trouble else None,
+            seconds=round(time.monotonic() - began, 3),
+        )
+        return outcome
+
+    async def _is_so(self, goal: Goal) -> bool:
+        """After a restart of the agent the process itself says where it stands."""
+        self._look_first = False
+        request = Request(op="status", pid=self.found.pid, start_time=self.found.start_time)
+        heard: list[Event] = []
+        outcome = await self._tools.run(request, heard.append)
+        return outcome.code is ExitCode.DONE and self.progress.adopt(goal.desired, goal.bundle, heard)
+
+    def _hear(self, event: Event) -> None:
+        self.progress.hear(event)
+        self._tools.changed()
+
+    def _backoff(self, limit: float) -> float:
+        self._failures += 1
+        return min(limit, FIRST_RETRY_SECONDS * 2.0 ** min(self._failures - 1, 10))
+
+
+def _not_applied(trouble: Refused | Failed | None) -> bool:
+    return trouble is not None and trouble.reason is Reason.NOT_APPLIED
