@@ -18,11 +18,15 @@ def engine_lock(pid: int) -> Iterator[None]:
     """Hold the lock file of a process while working on it.
 
     Raises:
-        Refusal: BUSY when another engine has it.
+        Refusal: BUSY when another engine has it, PERMISSION_DENIED when there can be no lock file.
     """
     folder = Path(os.environ.get("PODGRAFT_RUN", "/run/podgraft"))
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fd = os.open(folder / f"{pid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(folder / f"{pid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        hint = f"make {folder} writable, or name another folder in PODGRAFT_RUN"
+        raise Refusal(Reason.PERMISSION_DENIED, f"no lock file in {folder}: {error.strerror}", hint) from None
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

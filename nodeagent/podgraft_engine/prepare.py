@@ -78,7 +78,11 @@ def reserve_workspace(target: Target, state: State, helper: Helper, record: Patc
 
 
 def discard(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
-    """Take an area away that no thread has ever seen."""
+    """Take an area away that no thread has ever seen; one that has served before is retired again."""
+    if record.served:
+        record.phase = "retired"
+        state.commit()
+        return
     ours = [(record.area, record.area_size), (record.workspace, record.workspace_size)]
     for address, size in [*ours, *((page, PAGE) for page in record.trampolines)]:
         if size and any(m.start <= address < m.end and not m.path for m in target.process.maps()):

@@ -165,6 +165,7 @@ class Transition:
         state.document.generation = record.generation = generation
         state.commit()
         self._open_gate(record, generation, generation + 1)
+        record.served = True
         self._set_phase(record, "switching")
         return record
 

@@ -16,7 +16,7 @@ from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
-from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, hold
+from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_pending, hold
 
 IDLE_S: Final = 2
 HELPER_START_S: Final = 1.0
@@ -113,10 +113,7 @@ def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:
 def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, mailbox: int) -> None:
     """Point a held thread at the carrier routine; from SETREGS on it needs nobody."""
     regs = held.regs
-    status = process.status(held.tid)
-    pending = int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
-    caught, blocked = int(status.get("SigCgt", "0"), 16), int(status.get("SigBlk", "0"), 16)
-    if pending & ~blocked & caught:
+    if handler_pending(held.tid):
         raise NotHeld("a signal is pending")
     if regs.cs != USER_64BIT_CS:
         raise Refusal(Reason.UNSUPPORTED_TARGET, "the thread runs 32-bit code")
@@ -144,7 +141,7 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
             "mask": mask,
             "ones": block.MASK64,
             "fsbase": regs.fs_base,
-            "mode": int(may_be_interrupted and bool(caught & ~mask)),
+            "mode": int(may_be_interrupted and bool(_caught(process, held.tid) & ~mask)),
             "mailbox": mailbox,
             "idle_s": IDLE_S,
             "tid": held.tid,
@@ -156,6 +153,10 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
     held.set_regs()
     # After SETREGS: a kill before it must not leave the thread deaf.
     held.block_signals()
+
+
+def _caught(process: Process, tid: int) -> int:
+    return int(process.status(tid).get("SigCgt", "0"), 16)
 
 
 def _resume(held: Held) -> tuple[int, int]:

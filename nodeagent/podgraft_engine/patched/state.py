@@ -88,6 +88,7 @@ class PatchRecord(Record):
     digest: str
     cves: list[str]
     phase: Phase
+    served: bool = False  # threads may have seen this area: it is never unmapped
     generation: int
     area: int
     area_size: int

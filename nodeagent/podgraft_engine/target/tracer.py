@@ -7,8 +7,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ptrace import PtraceError
@@ -105,10 +106,22 @@ class Held:
     def rewind_call(self) -> None:
         """Let an EINTR-class call be repeated, as if nobody had looked (invariant 10)."""
         number = syscalls.rewind(self.rax, self.orig_rax) if self.in_call else None
-        if number is not None:
+        # With a handler about to run the call ends with EINTR for the program's own reasons.
+        if number is not None and not handler_pending(self.tid):
             self.regs.rax = number
             self.regs.rip -= 2
             self.set_regs()
+
+
+def handler_pending(tid: int) -> bool:
+    """Tell whether a signal is pending that the thread does not block and has a handler for (proc(5), status)."""
+    masks = {"SigPnd": 0, "ShdPnd": 0, "SigBlk": 0, "SigCgt": 0}
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{tid}/status").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key in masks:
+                masks[key] = int(value, 16)
+    return bool((masks["SigPnd"] | masks["ShdPnd"]) & ~masks["SigBlk"] & masks["SigCgt"])
 
 
 @contextmanager
