@@ -55,6 +55,7 @@ class Assembly:
             comparison = self.comparisons[label]
             section = comparison.new.sections[index]
             self._check(comparison, section)
+            self._check_is_new(label, _new_names(comparison, index))
             out = OutSection(section.name, section.flags & _KEEP_FLAGS, max(section.align, 1), bytearray(section.data))
             if section.kind == "SHT_NOBITS":
                 out.nobits = section.size
@@ -81,6 +82,17 @@ class Assembly:
                 raise Refusal(
                     Reason.UNSUPPORTED_CHANGE,
                     f"{comparison.new.label}: {section.name} holds new data together with {item.name}",
+                )
+
+    def _check_is_new(self, label: str, names: list[str]) -> None:
+        """What moves from one file to another exists already: a second copy would live beside it."""
+        running = self.references.running
+        for name in names:
+            if any(not known.local for known in running.by_name.get(name, [])):
+                raise Refusal(
+                    Reason.UNSUPPORTED_CHANGE,
+                    f"{name} is new in {label}, but the running binary has it already, from another file",
+                    "leave functions and variables in the file that they are in",
                 )
 
     def _define(self, label: str, function: Function, section: int) -> None:
@@ -230,3 +242,11 @@ class Assembly:
 
 def _raw_offset(item: Relocation) -> int:
     return item.addend if item.symbol.kind == "STT_SECTION" else item.symbol.value + item.addend
+
+
+def _new_names(comparison: Comparison, index: int) -> list[str]:
+    """Return the global names of a section that the old object did not have."""
+    functions = [f.name for f in comparison.new.functions_in(index) if not f.local and not f.weak]
+    variables = [s.name for s in comparison.new.variables.get(index, []) if s.bind == "STB_GLOBAL"]
+    old = {s.name for s in comparison.old.symbols if s.section is not None}
+    return [name for name in (*functions, *variables) if name not in old]

@@ -272,6 +272,22 @@ class Comparison:
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
                     raise Refusal(Reason.NEW_TLS, f"{self.new.label}: {item.name}")
+        self._compare_names()
+
+    def _compare_names(self) -> None:
+        """A variable that goes while another of its size comes may be renamed: its value would be lost."""
+        kept = set(self.old_of.values())
+        for items in self.old.variables.values():
+            for old in items:
+                section = self.old.sections[old.section or 0]
+                twin = next((new for new in self.new_variables if new.size == old.size), None)
+                if old not in kept and not section.constant and twin is not None:
+                    raise Refusal(
+                        Reason.UNSUPPORTED_CHANGE,
+                        f"{self.new.label}: variable {old.name} goes and {twin.name} of the same size comes:"
+                        " a renamed variable would lose its value",
+                        "keep the name of existing variables",
+                    )
 
 
 def _place(symbol: Symbol) -> tuple[int, int]:

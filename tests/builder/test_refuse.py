@@ -281,6 +281,26 @@ def test_statics_that_cannot_be_told_apart(project: Any) -> None:
     assert error.reason is Reason.UNRESOLVED_REFERENCE
 
 
+def test_variable_that_moves_to_another_file(project: Any) -> None:
+    """A global that moves exists already: a second copy beside it would be wrong."""
+    old = {
+        "lib.c": "int state = 3;\nint work(int a) { return state++ + a; }\n",
+        "more.c": "int f(void) { return 1; }\n",
+    }
+    new = {
+        "lib.c": "extern int state;\nint work(int a) { return state++ * a; }\n",
+        "more.c": "int f(void) { return 1; }\nint state = 3;\n",
+    }
+    assert refused(project, old, new).reason is Reason.UNSUPPORTED_CHANGE
+
+
+def test_variable_that_is_renamed(project: Any) -> None:
+    """A renamed variable would lose its value."""
+    error = refused(project, *pair("static int @ = 3;\nint work(int a) { return @++ + a; }\n", "old", "fresh"))
+    assert error.reason is Reason.UNSUPPORTED_CHANGE
+    assert "renamed" in error.detail
+
+
 def test_nothing_is_left_behind(project: Any) -> None:
     """Temporary builds are deleted, also after a refusal."""
     refused(project, *pair("int work(int a) { return a @ ; }\n", "+ 1", "+ nosuchname"))
