@@ -5,40 +5,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from apiserver import Api, api_server, free_port, running
-
-from cluster import Cluster, wait
-
-ROOT = Path(__file__).parents[2]
-SYSTEM = "podgraft-system"
-RBAC = "/apis/rbac.authorization.k8s.io/v1"
-PATHS = {
-    "ServiceAccount": f"/api/v1/namespaces/{SYSTEM}/serviceaccounts",
-    "Role": f"{RBAC}/namespaces/{SYSTEM}/roles",
-    "RoleBinding": f"{RBAC}/namespaces/{SYSTEM}/rolebindings",
-    "ClusterRole": f"{RBAC}/clusterroles",
-    "ClusterRoleBinding": f"{RBAC}/clusterrolebindings",
-    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
-    "ValidatingAdmissionPolicyBinding": ("/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings"),
-}
-
-
-def helm() -> str:
-    """Return helm from HELM or the PATH; skip without it."""
-    found = os.environ.get("HELM", "helm")
-    try:
-        subprocess.run([found, "version"], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("helm is not there; set HELM")
-    return found
+from installed import SYSTEM, Start, account_token, install
+from stage import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -48,38 +24,11 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         yield server
 
 
-def install(api: Api) -> None:
-    """Install what the chart installs, but for the workloads: there are no nodes to run them."""
-    for file in sorted((ROOT / "crds").glob("*.yaml")):
-        api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", yaml.safe_load(file.read_text()))
-    api.create("/api/v1/namespaces", {"metadata": {"name": SYSTEM}})
-    rendered = subprocess.run(
-        [helm(), "template", "podgraft", ROOT / "charts/podgraft", "--namespace", SYSTEM, "--kube-version", "1.34.0"],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
-    for body in filter(None, yaml.safe_load_all(rendered)):
-        if body["kind"] in PATHS:
-            api.create(PATHS[body["kind"]], body)
-    wait(lambda: api.exists("/apis/podgraft.dev/v1alpha1/livepatches"), "the CRDs are served")
-    wait(lambda: api.exists("/apis/podgraft.dev/v1alpha1/nodepatches"), "the CRDs are served")
-
-
-def account_token(api: Api, account: str) -> str:
-    """Return a token of a service account, as the kubelet would mount it."""
-    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    answer = api.create(f"{PATHS['ServiceAccount']}/{account}/token", request)
-    token: str = answer["status"]["token"]
-    return token
-
-
 @pytest.fixture(scope="session")
 def operator_config(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kubeconfig with the rights of the chart's operator account and no other."""
     mine = Api(api.url, api.ca, account_token(api, "podgraft-operator"))
     return mine.kubeconfig(tmp_path_factory.mktemp("operator") / "kubeconfig")
-
-
-Start = Callable[[], contextlib.AbstractContextManager["subprocess.Popen[bytes]"]]
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from typing import Any
 import pytest
 import yaml
 from apiserver import GROUP, Api, Refused, free_port, running
-from conftest import PATHS, ROOT, SYSTEM
-
-from cluster import Cluster, wait
+from installed import PATHS, ROOT, SYSTEM
+from stage import Cluster, wait
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import forge

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stage import Cluster, make_graft, wait
 from test_schema import kubectl
-
-from cluster import Cluster, make_graft, wait
 
 pytestmark = pytest.mark.usefixtures("operator")
 

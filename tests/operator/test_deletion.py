@@ -1,8 +1,7 @@
 """A LivePatch can always be deleted, and no revert is forgotten."""
 
 import pytest
-
-from cluster import Cluster, make_graft, wait
+from stage import Cluster, make_graft, wait
 
 pytestmark = pytest.mark.usefixtures("operator")
 

@@ -1,8 +1,7 @@
 """A restarted operator continues where the old one was killed."""
 
-from conftest import Start
-
-from cluster import Cluster, make_graft, wait
+from installed import Start
+from stage import Cluster, make_graft, wait
 
 
 def test_operator_killed_in_the_middle(cluster: Cluster, start_operator: Start) -> None:

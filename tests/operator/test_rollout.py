@@ -6,9 +6,8 @@ import time
 import urllib.request
 
 import pytest
-from conftest import SYSTEM
-
-from cluster import Cluster, make_graft, wait
+from installed import SYSTEM
+from stage import Cluster, make_graft, wait
 
 pytestmark = pytest.mark.usefixtures("operator")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from apiserver import Api, Refused
-
-from cluster import Cluster
+from stage import Cluster
 
 GOOD = {"bundle": {"configMap": {"name": "fix"}}, "selector": {"matchLabels": {"app": "redis"}}}
 BAD = {

@@ -1,0 +1,282 @@
+"""The rollout alone: decisions one by one, and invariants under random events."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from podgraft_api.nodepatch import (
+    BundleRef,
+    ContainerRef,
+    Desired,
+    Item,
+    ItemReport,
+    LivePatchRef,
+    Phase,
+    PodRef,
+)
+from podgraft_operator.rollout import Placed, Plan, Standing, Target, Wish, holds_slot, plan, settled, slots
+
+LP = LivePatchRef(namespace="shop", name="fix", uid="lp")
+
+
+def bundle(name: str) -> BundleRef:
+    return BundleRef(digest="sha256:" + name * 64, chunks=1, name=f"b-{name}", build_id="ab" * 20)
+
+
+def target(number: int, restart: int = 0) -> Target:
+    ref = PodRef(namespace="shop", name=f"p{number}", uid=f"u{number}")
+    return Target(f"n{number % 3}", ref, (ContainerRef(name="c", id=f"{number:02x}{restart:02x}" * 16),))
+
+
+def placed(one: Target, phase: Phase | None, desired: Desired = Desired.APPLIED, name: str = "a") -> Placed:
+    item = Item(
+        id=f"lp/{one.pod.uid}", version=1, desired=desired, live_patch=LP,
+        bundle=bundle(name), pod=one.pod, containers=one.containers,
+    )  # fmt: skip
+    report = ItemReport(id=item.id, version=1, phase=phase) if phase is not None else None
+    return Placed(one.node, item, report)
+
+
+WISH = Wish(LP, bundle=bundle("a"), max_parallel=1)
+ALIVE = {f"u{number}" for number in range(20)}
+
+
+def summary(decided: Plan) -> list[tuple[str, str | None]]:
+    """Return pod uid and what is asked of it, for every change."""
+    return [(one.id[3:], one.item.desired.value if one.item else None) for one in decided.changes]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "matched", "expected"),
+    [(1, 10, 1), (3, 10, 3), ("25%", 12, 3), ("25%", 13, 4), ("1%", 3, 1), ("100%", 7, 7), ("25%", 0, 1)],
+)
+def test_slots(parallel: int | str, matched: int, expected: int) -> None:
+    """Percentages are rounded up, and one pod always may be in transition."""
+    assert slots(parallel, matched) == expected
+
+
+def test_one_after_the_other() -> None:
+    """The next pod is begun when the one before is settled, in the order of names."""
+    pods = [target(0), target(1), target(2)]
+    assert summary(plan(WISH, pods, [], ALIVE)) == [("u0", "Applied")]
+    assert summary(plan(WISH, pods, [placed(pods[0], None)], ALIVE)) == []
+    assert summary(plan(WISH, pods, [placed(pods[0], Phase.APPLYING)], ALIVE)) == []
+    assert summary(plan(WISH, pods, [placed(pods[0], Phase.APPLIED)], ALIVE)) == [("u1", "Applied")]
+
+
+HOLDS: list[tuple[Callable[[Target], Placed], bool]] = [
+    (lambda one: placed(one, None), True),
+    (lambda one: placed(one, Phase.PENDING), True),
+    (lambda one: placed(one, Phase.APPLIED), False),
+    (lambda one: placed(one, Phase.NOT_APPLICABLE), False),
+    (lambda one: placed(one, Phase.REFUSED), True),
+    (lambda one: placed(one, Phase.FAILED, Desired.REVERTED), False),
+    (lambda one: placed(one, Phase.APPLIED, Desired.REVERTED), True),
+    (lambda one: placed(one, Phase.REVERTED, Desired.REVERTED), False),
+    (lambda one: replace(placed(one, None), silent=True), False),
+]
+
+
+@pytest.mark.parametrize(("make", "expected"), HOLDS)
+def test_who_holds_a_slot(make: Callable[[Target], Placed], expected: bool) -> None:
+    """A bad patch stops by itself; bad reverts and dead nodes stop nobody."""
+    assert holds_slot(make(target(0))) is expected
+
+
+def test_paused_begins_nothing_but_a_deletion_goes_on() -> None:
+    """Paused holds back what is new; leaving is not new."""
+    paused = replace(WISH, paused=True)
+    decided = plan(paused, [target(0)], [], ALIVE)
+    assert (summary(decided), decided.waiting) == ([], 1)
+    leaving = replace(paused, leaving="Revert")
+    assert summary(plan(leaving, [], [placed(target(0), Phase.APPLIED)], ALIVE)) == [("u0", "Reverted")]
+
+
+def test_unknown_bundle_leaves_everything_as_it_is() -> None:
+    """Without a bundle nothing is begun and nothing is taken back."""
+    pods = [target(0), target(1)]
+    decided = plan(replace(WISH, bundle=None), pods, [placed(pods[0], Phase.APPLIED)], ALIVE)
+    assert summary(decided) == []
+    assert [one.standing for one in decided.states] == [Standing.PATCHED, Standing.PENDING]
+
+
+def test_unselected_pod_is_reverted_and_dropped() -> None:
+    """A pod that the selector no longer matches gets its old code back; then its item goes."""
+    one = target(0)
+    assert summary(plan(WISH, [], [placed(one, Phase.APPLIED)], ALIVE)) == [("u0", "Reverted")]
+    assert summary(plan(WISH, [], [placed(one, Phase.REVERTED, Desired.REVERTED)], ALIVE)) == [("u0", None)]
+
+
+def test_vanished_pod_is_dropped_whatever_it_did() -> None:
+    """Nothing is asked of a pod that is gone."""
+    assert summary(plan(WISH, [], [placed(target(0), Phase.APPLYING)], set())) == [("u0", None)]
+
+
+def test_other_bundle_is_reverted_before_the_new_one_is_applied() -> None:
+    """Two bundles of one LivePatch are never in a process together."""
+    one = target(0)
+    assert summary(plan(WISH, [one], [placed(one, Phase.APPLIED, name="b")], ALIVE)) == [("u0", "Reverted")]
+    back = placed(one, Phase.REVERTED, Desired.REVERTED, "b")
+    change = plan(WISH, [one], [back], ALIVE).changes[0]
+    assert change.item is not None
+    assert (change.item.desired, change.item.bundle) == (Desired.APPLIED, WISH.bundle)
+
+
+def test_restarted_container_is_patched_again() -> None:
+    """New container ids make a new version of the item."""
+    change = plan(WISH, [target(0, restart=1)], [placed(target(0), Phase.APPLIED)], ALIVE).changes[0]
+    assert change.item is not None
+    assert change.item.containers == target(0, restart=1).containers
+
+
+def test_new_deadline_disturbs_only_who_still_migrates() -> None:
+    """A settled pod is not asked again because a deadline was edited."""
+    wish = replace(WISH, thread_deadline_seconds=99)
+    assert summary(plan(wish, [target(0)], [placed(target(0), Phase.APPLIED)], ALIVE)) == []
+    assert summary(plan(wish, [target(0)], [placed(target(0), Phase.APPLYING)], ALIVE)) == [("u0", "Applied")]
+
+
+def test_keep_drops_everything_at_once() -> None:
+    """DeletionPolicy Keep asks nobody for anything."""
+    there = [placed(target(number), Phase.APPLIED) for number in range(3)]
+    decided = plan(replace(WISH, leaving="Keep"), [], there, ALIVE)
+    assert summary(decided) == [("u0", None), ("u1", None), ("u2", None)]
+
+
+class Fleet(RuleBasedStateMachine):
+    """Pods come, go and restart, agents answer late, twice or not at all, the operator forgets everything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wish = replace(WISH, max_parallel=2)
+        self.pods: dict[str, Target] = {}
+        self.items: dict[str, tuple[str, Item]] = {}
+        self.reports: dict[str, ItemReport] = {}
+        self.late: list[ItemReport] = []
+        # What really is in the processes: pod uid -> bundle name.
+        self.inside: dict[str, str] = {}
+        self.version = 0
+        self.selected: set[str] = set()
+
+    def placed(self) -> list[Placed]:
+        return [
+            Placed(node, item, report if report is not None and report.version == item.version else None)
+            for node, item in self.items.values()
+            for report in [self.reports.get(item.id)]
+        ]
+
+    @rule()
+    def look(self) -> None:
+        """The operator looks once, with no memory of its own."""
+        targets = [one for uid, one in self.pods.items() if uid in self.selected]
+        decided = plan(self.wish, targets, self.placed(), set(self.pods))
+        began = [one for one in self.placed() if holds_slot(one)]
+        for change in decided.changes:
+            self.version += 1
+            if change.item is None:
+                _, gone = self.items.pop(change.id)
+                if gone.pod.uid in self.pods:
+                    assert gone.pod.uid not in self.inside, "an item was dropped with its patch in the process"
+            else:
+                self.items[change.id] = (change.node, change.item.model_copy(update={"version": self.version}))
+        now = [one for one in self.placed() if holds_slot(one)]
+        assert len(now) <= max(decided.limit, len(began)), "more than maxParallel in transition"
+
+    @rule(number=st.integers(0, 7))
+    def come(self, number: int) -> None:
+        self.pods.setdefault(f"u{number}", target(number))
+        self.selected.add(f"u{number}")
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data())
+    def go(self, data: st.DataObject) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.pods)))
+        del self.pods[uid]
+        self.inside.pop(uid, None)
+        self.selected.discard(uid)
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data(), restart=st.integers(1, 200))
+    def restart(self, data: st.DataObject, restart: int) -> None:
+        uid = data.draw(st.sampled_from(sorted(self.pods)))
+        self.pods[uid] = target(int(uid[1:]), restart)
+        self.inside.pop(uid, None)
+
+    @precondition(lambda self: self.items)
+    @rule(data=st.data())
+    def answer(self, data: st.DataObject) -> None:
+        """An agent does what its item asks for, and says so."""
+        self.obey(data.draw(st.sampled_from(sorted(self.items))))
+
+    def obey(self, key: str) -> None:
+        _, item = self.items[key]
+        uid = item.pod.uid
+        current = uid in self.pods and self.pods[uid].containers == item.containers
+        phase = Phase.NOT_APPLICABLE
+        if current and item.desired is Desired.APPLIED:
+            assert self.inside.get(uid, item.bundle.name) == item.bundle.name, "a second bundle beside the first"
+            self.inside[uid], phase = item.bundle.name, Phase.APPLIED
+        elif current:
+            self.inside.pop(uid, None)
+            phase = Phase.REVERTED
+        self.reports[key] = ItemReport(id=key, version=item.version, phase=phase)
+        self.late.append(self.reports[key])
+
+    @precondition(lambda self: self.items)
+    @rule(data=st.data(), phase=st.sampled_from([Phase.APPLYING, Phase.REFUSED, Phase.FAILED, Phase.PENDING]))
+    def trouble(self, data: st.DataObject, phase: Phase) -> None:
+        key = data.draw(st.sampled_from(sorted(self.items)))
+        self.reports[key] = ItemReport(id=key, version=self.items[key][1].version, phase=phase)
+
+    @precondition(lambda self: self.late)
+    @rule(data=st.data())
+    def late_report(self, data: st.DataObject) -> None:
+        """A report arrives again, after newer ones."""
+        one = data.draw(st.sampled_from(self.late))
+        self.reports[one.id] = one
+
+    @rule(name=st.sampled_from("ab"), parallel=st.sampled_from([1, 2, "50%"]), paused=st.booleans())
+    def edit(self, name: str, parallel: int | str, paused: bool) -> None:
+        if self.wish.leaving is None:
+            self.wish = replace(self.wish, bundle=bundle(name), max_parallel=parallel, paused=paused)
+
+    @rule()
+    def lose_the_bundle(self) -> None:
+        if self.wish.leaving is None:
+            self.wish = replace(self.wish, bundle=None)
+
+    @precondition(lambda self: self.pods)
+    @rule(data=st.data())
+    def unselect(self, data: st.DataObject) -> None:
+        self.selected.discard(data.draw(st.sampled_from(sorted(self.pods))))
+
+    @rule()
+    def delete(self) -> None:
+        self.wish = replace(self.wish, leaving="Revert", bundle=None)
+
+    @invariant()
+    def nothing_is_forgotten(self) -> None:
+        """Every patched process of a living pod has an item that knows it."""
+        assert self.inside.keys() <= {item.pod.uid for _, item in self.items.values()}
+
+    def teardown(self) -> None:
+        """When events stop and agents obey, the fleet gets to what is wanted."""
+        if self.wish.leaving is None:
+            self.wish = replace(self.wish, bundle=self.wish.bundle or bundle("a"), paused=False)
+        for _ in range(100):
+            self.look()
+            for key in sorted(self.items):
+                self.obey(key)
+        wanted = set() if self.wish.leaving else self.selected & self.pods.keys()
+        name = self.wish.bundle.name if self.wish.bundle is not None else ""
+        assert self.inside == dict.fromkeys(wanted, name)
+        assert all(settled(one) for one in self.placed())
+        assert {item.pod.uid for _, item in self.items.values()} == wanted
+
+
+TestFleet = Fleet.TestCase
+TestFleet.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
