@@ -186,16 +186,16 @@ class Comparison:
                 match = old.get(symbol.name)
                 if symbol not in self.old_of and match is not None and base_name(symbol.name) == symbol.name:
                     self.old_of[symbol] = match
-        for unit in self.changed.values():
-            before = self._numbered(self.old, (unit.old, *unit.old_parts), taken)
-            after = self._numbered(self.new, (unit.new, *unit.new_parts), set(self.old_of))
-            for name, symbols in after.items():
-                for symbol in symbols:
-                    self._continue_static(unit, symbol, before.get(name, []))
+        for items in self.new.variables.values():
+            for symbol in items:
+                if symbol not in self.old_of and not self.new.sections[symbol.section or 0].constant:
+                    self._continue_static(symbol, [o for o in old.values() if o not in taken])
 
-    def _continue_static(self, unit: Changed, symbol: Symbol, candidates: list[Symbol]) -> None:
-        """Find the old variable that a static of a changed function continues, by the function that declares it."""
-        if not candidates:
+    def _continue_static(self, symbol: Symbol, old: list[Symbol]) -> None:
+        """Find the old variable that a numbered static continues, by the function that declares it."""
+        name = base_name(symbol.name)
+        candidates = [o for o in old if base_name(o.name) == name != o.name]
+        if name == symbol.name or not candidates:
             return
         owner = self._new_owners.get(_place(symbol), "")
         same = [c for c in candidates if self._old_owners.get(_place(c), "") == owner]
@@ -204,7 +204,7 @@ class Comparison:
         if len(same) > 1 or not owner:
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,
-                f"{self.new.label}: {unit.name} has static variables named {base_name(symbol.name)} in both builds:"
+                f"{self.new.label}: {owner or name} has static variables named {name} in both builds:"
                 " which is which cannot be told",
             )
 
@@ -215,25 +215,6 @@ class Comparison:
     @cached_property
     def _new_owners(self) -> dict[tuple[int, int], str]:
         return static_owners(self.new.data)
-
-    def _numbered(
-        self, which: ObjectFile, functions: tuple[Function, ...], without: set[Symbol]
-    ) -> dict[str, list[Symbol]]:
-        """Return base name -> numbered writable statics that some functions refer to."""
-        found: dict[str, list[Symbol]] = {}
-        for function in functions:
-            for item, place in which.places_of(function.section):
-                if not function.start <= item.offset < function.start + function.size:
-                    continue
-                symbol = which.variable_at(place)
-                if symbol is None or symbol in without or base_name(symbol.name) == symbol.name:
-                    continue
-                if which.sections[symbol.section or 0].constant:
-                    continue
-                group = found.setdefault(base_name(symbol.name), [])
-                if symbol not in group:
-                    group.append(symbol)
-        return found
 
     def _compare_start_sections(self) -> None:
         """Code that runs once at start or end has run already: it must not change."""

@@ -29,7 +29,7 @@ def keep_line_numbers(before: Path, after: Path) -> None:
         new_next = new + new_count if new_count else new + 1
         limit = hunks[index + 1][2] if index + 1 < len(hunks) else len(lines)
         where = next((line for line in range(new_next, limit + 1) if safe[line - 1]), None)
-        if where is not None and old_next != new_next:
+        if where is not None:
             lines.insert(where - 1, f"#line {old_next + where - new_next}")
     after.write_bytes("\n".join(lines).encode("latin-1"))
 

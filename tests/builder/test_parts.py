@@ -52,6 +52,10 @@ MARK
         ("a comment\n", "a comment\nwith more\nlines\n"),
         ("#define TWO MARK, \\\n", "#define TWO MARK, \\\n  MARK, \\\n"),
         ("int f(int a,\n", "int f(int a,\n      int more,\n      int still,\n"),
+        (
+            BEFORE[BEFORE.index("MARK\nMARK") :],
+            "MARK\nMARK\nMARK\n" + BEFORE[BEFORE.index("/*") :].replace("\n    MARK\n", "\n", 1),
+        ),
     ],
 )
 def test_unchanged_lines_keep_their_numbers(tmp_path: Path, find: str, put: str) -> None:
