@@ -1,0 +1,65 @@
+"""The folders that become layers."""
+
+import shutil
+from pathlib import Path
+
+from hack.images.recipes import CODE, LIBRARIES, SCRIPT, Program
+from hack.sources import redis
+from hack.tools import REPOSITORY, cache, run
+
+UV = REPOSITORY / ".venv" / "bin" / "uv"
+LOCK = REPOSITORY / "requirements.lock"
+LOAD = REPOSITORY / "examples" / "redis" / "load" / "load.c"
+PAUSE = Path(__file__).parent / "pause.c"
+WARNINGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
+
+
+def libraries(program: Program, root: Path) -> None:
+    """Install what the program needs from the lock file, for the Python of the base image; no code of ours."""
+    target = root / LIBRARIES
+    for_base = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_36", "--only-binary", ":all:")
+    run(
+        UV, "pip", "install", "--quiet", "--no-config", *for_base, "--target", target, "--constraint", LOCK,
+        "--requirements", REPOSITORY / "pyproject.toml", "--extra", program.extra,
+        cwd=REPOSITORY, log=cache() / "log" / f"{program.name}-libraries.log",
+    )  # fmt: skip
+    shutil.rmtree(target / "bin", ignore_errors=True)
+    _make_importable(root)
+
+
+def code(program: Program, root: Path) -> None:
+    """Install the project, take away the packages that are not the program's, and write the console scripts."""
+    log = cache() / "log" / f"{program.name}-code.log"
+    run(UV, "pip", "install", "--quiet", "--no-config", "--no-deps", "--target", root / CODE, REPOSITORY, log=log)
+    for package in (root / CODE).glob("podgraft_*"):
+        if package.name not in program.packages:
+            shutil.rmtree(package)
+    shutil.rmtree(root / CODE / "bin")
+    scripts = root / "usr/bin"
+    scripts.mkdir(parents=True)
+    for name, module in program.scripts.items():
+        (scripts / name).write_text(SCRIPT.format(module=module))
+        (scripts / name).chmod(0o755)
+
+
+def demo_redis(root: Path) -> None:
+    """Redis before the fix, redis-cli and the load generator."""
+    built, folder = redis.prepare(), root / "usr/local/bin"
+    folder.mkdir(parents=True)
+    shutil.copy(built.client, folder)
+    # The symbols stay out of the image: podgraft must do without them.
+    run("strip", "--strip-all", "-o", folder / "redis-server", built.server)
+    run("gcc", *WARNINGS, "-pthread", "-o", folder / "redis-load", LOAD)
+
+
+def pause(root: Path) -> None:
+    """Build the process that holds a pod's namespaces open."""
+    root.mkdir(parents=True, exist_ok=True)
+    run("gcc", *WARNINGS, "-static", "-o", root / "pause", PAUSE)
+
+
+def _make_importable(root: Path) -> None:
+    # A path file, not PYTHONPATH: child processes find the code whatever their environment is.
+    packages = root / "usr/lib/python3/dist-packages"
+    packages.mkdir(parents=True)
+    (packages / "podgraft.pth").write_text(f"/{LIBRARIES}\n/{CODE}\n")
