@@ -1,7 +1,9 @@
 """kopf's part: it watches and tells the world; nothing is decided here."""
 
+import dataclasses
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
@@ -37,9 +39,10 @@ def register(registry: kopf.OperatorRegistry, controller: Controller) -> None:
     @kopf.on.login(registry=registry, id="login")
     async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         # The same order as our own client; kopf's default would import the whole synchronous client.
-        outside = "KUBECONFIG" in os.environ
-        way = kopf.login_with_kubeconfig if outside else kopf.login_with_service_account
-        return way(**kwargs)
+        if "KUBECONFIG" in os.environ:
+            return kopf.login_with_kubeconfig(**kwargs)
+        found = kopf.login_with_service_account(**kwargs)
+        return dataclasses.replace(found, server=api_address(os.environ)) if found else None
 
     resources: dict[Kind, tuple[str, str, str]] = {
         "livepatches": (GROUP, VERSION, "livepatches"),
@@ -59,6 +62,12 @@ def _watch(registry: kopf.OperatorRegistry, controller: Controller, kind: Kind, 
     async def see(event: kopf.RawEvent, **_: Any) -> None:
         body = dict(event["object"])
         controller.world.see(kind, body, deleted=event["type"] == "DELETED")
+
+
+def api_address(environment: Mapping[str, str]) -> str:
+    """Return the API server as the kubelet names it: kopf's own `kubernetes.default.svc` needs a cluster DNS."""
+    host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 def check(controller: Controller) -> str:

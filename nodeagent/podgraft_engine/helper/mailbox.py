@@ -49,7 +49,7 @@ class Helper:
         self._fd = fd
         self._page = page
         self._box = Layout.from_buffer(page)
-        self.tid = int(self._box.tid)
+        self.tid = _tid_here(process, int(self._box.tid))
         self.calls = 0
 
     def call(self, number: int, *args: int) -> int:
@@ -112,6 +112,15 @@ class Helper:
         del self._box
         self._page.close()
         os.close(self._fd)
+
+
+def _tid_here(process: Process, tid: int) -> int:
+    """Return our number for a thread that knows itself as `tid`: a container has a pid name space of its own.
+
+    The last number of NSpid (proc_pid_status(5)) is the thread's own; 0 when the thread has ended.
+    """
+    known = ((seen, process.status(seen).get("NSpid", str(seen)).split()) for seen in process.threads())
+    return next((seen for seen, numbers in known if numbers and int(numbers[-1]) == tid), 0)
 
 
 def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
