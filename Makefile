@@ -1,0 +1,96 @@
+# `make` lists the targets. Everything that is built once lies in $(CACHE), outside the tree.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+CACHE := $(or $(PODGRAFT_CACHE),$(HOME)/.cache/podgraft)
+export PODGRAFT_CACHE := $(CACHE)
+# A folder with Debian source packages that is looked into before apt is asked.
+ifneq ($(wildcard ../shared/corpus/sources),)
+export PODGRAFT_SOURCES ?= $(abspath ../shared/corpus/sources)
+endif
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON := python3
+CLUSTER := $(PYTHON) -m hack.cluster
+STAMP := $(VENV)/installed
+PYTEST := $(BIN)/pytest
+
+.PHONY: help
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(STAMP) ## System packages (apt) and .venv with all commands; does nothing the second time
+	@hack/install-packages
+
+$(STAMP): requirements.lock pyproject.toml
+	@hack/install-packages
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet 'uv>=0.9'
+	@echo "==> .venv from requirements.lock"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes --requirements requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.PHONY: lock
+lock: $(STAMP) ## Write requirements.lock anew from pyproject.toml
+	$(BIN)/uv pip compile pyproject.toml --quiet --extra dev --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' --output-file requirements.lock
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: tools
+tools: ## Build kubectl, helm and the cluster's own programs, where they are missing
+	@$(CLUSTER) path >/dev/null
+
+# All layers in one pytest run, so that its last line is the summary of everything.
+.PHONY: test test-unit test-engine test-builder test-operator test-e2e
+test: install tools ## All tests, the end-to-end ones on a cluster of three nodes; stops what it started
+	@$(WITH_TOOLS) $(PYTEST) tests
+test-unit: install ## Tests without processes or clusters
+	@$(PYTEST) tests/unit
+test-engine: install ## Tests that patch real processes (root)
+	@$(PYTEST) tests/engine
+test-builder: install ## Tests that build bundles from source
+	@$(PYTEST) tests/builder
+test-operator: install tools ## Tests against a real API server
+	@$(WITH_TOOLS) $(PYTEST) tests/operator
+test-e2e: install tools ## Tests on the three-node cluster
+	@$(WITH_TOOLS) $(PYTEST) tests/e2e
+
+# kubectl, helm and our commands on PATH; PODGRAFT_KUBE is the binary that is kube-apiserver by its name.
+WITH_TOOLS = TOOLS=$$($(CLUSTER) path); PATH="$$TOOLS:$(abspath $(BIN)):$$PATH" \
+  PODGRAFT_KUBE=$$(readlink -f "$$TOOLS/kube-apiserver")
+
+.PHONY: cluster-up cluster-down
+cluster-up: install ## Three-node Kubernetes (kind where docker works, else namespaces); prints export KUBECONFIG=…
+	@$(CLUSTER) up
+	@echo "export PATH=$$($(CLUSTER) path):\$$PATH"
+cluster-down: ## Remove the cluster, also after an attempt that failed
+	@$(CLUSTER) down
+
+.PHONY: images
+images: install ## Build all container images, and push them to the nodes of a cluster that runs
+	@$(PYTHON) -m hack.images
+	@if $(CLUSTER) running; then $(CLUSTER) push $(CACHE)/images/export; fi
+
+.PHONY: demo demo-local
+demo: install tools ## Patch three Redis pods under load, and show what happened (KEEP=1 leaves the cluster up)
+	@$(WITH_TOOLS) $(BIN)/python -m hack.demo $(if $(KEEP),--keep)
+demo-local: install ## The same with one process and no cluster
+	@$(BIN)/python -m hack.demo --local
+
+.PHONY: crds
+crds: $(STAMP) ## Write crds/ anew from the models
+	$(BIN)/python -m podgraft_api.crd
+
+.PHONY: clean
+clean: ## Remove what is built in the tree; the cache stays (rm -rf $(CACHE))
+	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
