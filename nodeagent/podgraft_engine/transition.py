@@ -7,13 +7,14 @@ of phases is preparing, prepared, switching, migrating, finalizing, finalized; b
 
 import struct
 import time
+from contextlib import suppress
 from typing import Self
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, Reason, Refusal
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.helper import block
-from podgraft_engine.helper.carrier import Borrowed, obtain_helper
+from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import unmap
 from podgraft_engine.inspection import inspect, open_target, report
@@ -22,6 +23,7 @@ from podgraft_engine.patched.state import CodeRange, PatchRecord, Phase, State, 
 from podgraft_engine.prepare import discard, prepare, reserve_workspace
 from podgraft_engine.target.ehframe import EhFrame
 from podgraft_engine.target.proc import Process
+from podgraft_engine.target.tracer import NotHeld
 from podgraft_engine.threads.drain import drained
 from podgraft_engine.threads.migration import Emit, Migration, Tally
 from podgraft_engine.threads.mover import Mover, Rule, Stacks, Unwinder
@@ -140,6 +142,7 @@ class Transition:
         self._emit(report(self._target, findings, bundle))
         if findings.problems or findings.module is None:
             raise findings.problems[0]
+        self._try_filters()
         self._enter()
         state = self._open_state
         for stale in [p for p in state.document.patches if p.phase in _BEFORE_SWITCH]:
@@ -168,6 +171,12 @@ class Transition:
         record.served = True
         self._set_phase(record, "switching")
         return record
+
+    def _try_filters(self) -> None:
+        """Refuse before anything is touched where a seccomp filter would stop us; `_enter` asks again, by thread."""
+        for tid in choose(self._process, None)[:1]:
+            with suppress(NotHeld):
+                check_filters(self._process, tid)
 
     def _resume(self, name: str) -> None:
         """Go on in a process that holds our state already."""

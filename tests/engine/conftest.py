@@ -125,10 +125,11 @@ def target(built: Path) -> Iterator[Target]:
     yield from run_target(built / "pairs", "1", "3")
 
 
-def run_target(program: Path, *args: str) -> Iterator[Target]:
-    child = subprocess.Popen([program, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def run_target(command: Path, *args: str, program: Path | None = None) -> Iterator[Target]:
+    """Start a target; `program` is what runs in the end where the command is a launcher."""
+    child = subprocess.Popen([command, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "ready\n"
-    running = Target(child, program)
+    running = Target(child, program or command)
     try:
         yield running
     finally:

@@ -101,29 +101,6 @@ def test_without_the_right_to_trace_it_is_refused(target: Target, bundle: str) -
     assert target.maps() == maps
 
 
-def test_a_seccomp_filter_is_refused(built: Path, bundle: str) -> None:
-    """The helper would inherit the filter; until it is simulated, the process is left alone."""
-    for target in run_target(built / "pairs", "0", "1"):
-        assert "Seccomp:\t0" in Path(f"/proc/{target.pid}/status").read_text()
-    program = (
-        "import ctypes, os, sys; libc = ctypes.CDLL(None);"
-        "libc.prctl(38, 1, 0, 0, 0);"
-        "allow = (ctypes.c_uint16 * 4)(6, 0, 0, 0x7fff);"
-        "prog = (ctypes.c_uint64 * 2)(1, ctypes.addressof(allow));"
-        "assert libc.prctl(22, 2, prog, 0, 0) == 0; os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, built / "pairs", "1", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    try:
-        assert child.stdout.readline() == b"ready\n"
-        answer = engine(child.pid, op="check", bundle=bundle)
-        assert (answer.code, [p["reason"] for p in answer.last["problems"]]) == (3, ["SeccompForbids"])
-    finally:
-        child.kill()
-        child.communicate()
-
-
 def test_a_process_that_exits_in_the_middle(target: Target, bundle: str) -> None:
     """The engine says so and ends with exit code 1."""
     target.ask("linger 20")

@@ -12,6 +12,7 @@ from typing import Final
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block
 from podgraft_engine.helper.mailbox import SIZE, Helper, adopt
+from podgraft_engine.helper.seccomp import forbidden_calls, read_filters
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
@@ -54,10 +55,10 @@ def obtain_helper(process: Process, memory: Memory, blk: block.Block, generation
 def _create(process: Process, memory: Memory, blk: block.Block, generation: int) -> Borrowed:
     reasons: list[str] = []
     for attempt in range(TRIES):
-        candidates = choose(process, blk)
-        for tid in candidates:
+        for tid in choose(process, blk):
             mailbox = gap_near(process.maps(), blk.address, SIZE, 2**46)
             try:
+                check_filters(process, tid)
                 with hold(tid) as held:
                     if held.regs.gs_base > generation:
                         raise Refusal(Reason.GS_BASE_IN_USE, f"thread {tid} has GS base {held.regs.gs_base:#x}")
@@ -79,7 +80,24 @@ def _create(process: Process, memory: Memory, blk: block.Block, generation: int)
     raise Refusal(Reason.NO_CARRIER, "; ".join(reasons[-3:]) or "no thread could be borrowed")
 
 
-def choose(process: Process, blk: block.Block) -> list[int]:
+def check_filters(process: Process, tid: int) -> None:
+    """Make sure that the seccomp filters of a thread let carrier and helper work; it is held to read them.
+
+    Raises:
+        Refusal: SECCOMP_FORBIDS. NotHeld: the thread could not be held now.
+    """
+    mode = process.status(tid).get("Seccomp", "0")
+    if mode == "0":
+        return
+    with hold(tid) as held:
+        programs = read_filters(held)
+        address = held.regs.rip
+    names = forbidden_calls(programs, address)
+    if names:
+        raise Refusal(Reason.SECCOMP_FORBIDS, f"a filter of thread {tid} forbids {', '.join(names)}")
+
+
+def choose(process: Process, blk: block.Block | None) -> list[int]:
     """Order the threads by how harmless it is to borrow them; writers and stopped threads are left out."""
     ranked: list[tuple[int, int]] = []
     for tid in process.threads():
@@ -88,7 +106,7 @@ def choose(process: Process, blk: block.Block) -> list[int]:
             continue
         sleep = process.sleeping_in(tid)
         handlers = int(status.get("SigCgt", "0"), 16) & ~int(status.get("SigBlk", "0"), 16)
-        if sleep is not None and blk.contains(sleep.pc):
+        if blk is not None and sleep is not None and blk.contains(sleep.pc):
             continue
         rank = _RUNNING if sleep is None else _rank_of_sleeper(sleep.nr, sleep.args)
         if rank is not None:
