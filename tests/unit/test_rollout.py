@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from podgraft_api.nodepatch import (
     BundleRef,
@@ -191,6 +191,18 @@ class Fleet(RuleBasedStateMachine):
         self.pods.setdefault(f"u{number}", target(number))
         self.selected.add(f"u{number}")
 
+    @initialize(count=st.integers(0, 4))
+    def start(self, count: int) -> None:
+        for number in range(count):
+            self.come(number)
+
+    @rule(answered=st.booleans())
+    def round(self, answered: bool) -> None:
+        """The usual: a look, and every agent does its work."""
+        self.look()
+        for key in sorted(self.items) if answered else ():
+            self.obey(key)
+
     @precondition(lambda self: self.pods)
     @rule(data=st.data())
     def go(self, data: st.DataObject) -> None:
@@ -254,6 +266,7 @@ class Fleet(RuleBasedStateMachine):
     def unselect(self, data: st.DataObject) -> None:
         self.selected.discard(data.draw(st.sampled_from(sorted(self.pods))))
 
+    @precondition(lambda self: self.version > 6)
     @rule()
     def delete(self) -> None:
         self.wish = replace(self.wish, leaving="Revert", bundle=None)
@@ -279,4 +292,4 @@ class Fleet(RuleBasedStateMachine):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

@@ -1,0 +1,116 @@
+"""The chart: what it renders is what the design says."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHART = Path(__file__).parents[2] / "charts/podgraft"
+Json = dict[str, Any]
+
+
+def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            [os.environ.get("HELM", "helm"), *arguments], check=False, capture_output=True, text=True, timeout=60
+        )
+    except FileNotFoundError:
+        pytest.skip("helm is not there; set HELM")
+
+
+def render(*values: str) -> list[Json]:
+    sets = [part for value in values for part in ("--set", value)]
+    done = helm("template", "podgraft", str(CHART), "--namespace", "system", "--kube-version", "1.34.0", *sets)
+    assert done.returncode == 0, done.stderr
+    return [one for one in yaml.safe_load_all(done.stdout) if one]
+
+
+def one(objects: list[Json], kind: str, name: str) -> Json:
+    return next(body for body in objects if (body["kind"], body["metadata"]["name"]) == (kind, name))
+
+
+def container(objects: list[Json], kind: str, name: str) -> Json:
+    found: Json = one(objects, kind, name)["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+def test_lint() -> None:
+    """Helm lint is content, warnings included."""
+    done = helm("lint", "--strict", str(CHART))
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("value", ["agent.privilegd=false", "agent.parallel=0", "operator.image.pullPolicy=Often"])
+def test_schema_refuses_unknown_values(value: str) -> None:
+    """A misspelt or impossible value is an error, not silence."""
+    done = helm("template", "podgraft", str(CHART), "--kube-version", "1.34.0", "--set", value)
+    assert done.returncode != 0
+    assert value.split("=", maxsplit=1)[0].rsplit(".", maxsplit=1)[-1].rstrip("d") in done.stderr
+
+
+def test_operator_may_do_nothing_as_a_process() -> None:
+    """The operator runs as nobody, with nothing, on a file system it cannot write."""
+    objects = render()
+    pod = one(objects, "Deployment", "podgraft-operator")["spec"]["template"]["spec"]
+    security = pod["containers"][0]["securityContext"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert one(objects, "Deployment", "podgraft-operator")["spec"]["replicas"] == 1
+
+
+def test_agent_privileged_or_with_named_capabilities() -> None:
+    """Privileged is swapped for the few capabilities, SYS_ADMIN only where asked for."""
+    assert container(render(), "DaemonSet", "podgraft-agent")["securityContext"]["privileged"] is True
+    few = container(render("agent.privileged=false"), "DaemonSet", "podgraft-agent")["securityContext"]
+    assert few["privileged"] is False
+    assert few["capabilities"] == {"drop": ["ALL"], "add": ["SYS_PTRACE", "DAC_OVERRIDE", "CHECKPOINT_RESTORE"]}
+    assert few["seccompProfile"] == {"type": "RuntimeDefault"}
+    more = container(render("agent.privileged=false", "agent.suspendSeccomp=true"), "DaemonSet", "podgraft-agent")[
+        "securityContext"
+    ]
+    assert more["capabilities"]["add"][-1] == "SYS_ADMIN"
+    assert more["seccompProfile"] == {"type": "Unconfined"}
+
+
+def test_agent_runs_on_every_node() -> None:
+    """The agent sees the node's processes and tolerates every taint."""
+    pod = one(render(), "DaemonSet", "podgraft-agent")["spec"]["template"]["spec"]
+    assert pod["hostPID"] is True
+    assert "hostNetwork" not in pod
+    assert {"operator": "Exists"} in pod["tolerations"]
+    assert all("hostPath" not in volume for volume in pod["volumes"])
+
+
+def granted(objects: list[Json], name: str) -> dict[str, set[str]]:
+    """Return resource -> verbs of an account, cluster-wide and in its namespace."""
+    verbs: dict[str, set[str]] = {}
+    for body in objects:
+        if body["kind"] in {"Role", "ClusterRole"} and body["metadata"]["name"] == name:
+            for rule in body["rules"]:
+                for resource in rule["resources"]:
+                    verbs.setdefault(resource, set()).update(rule["verbs"])
+    return verbs
+
+
+def test_accounts_get_the_least() -> None:
+    """Nobody gets a wildcard, a Secret, or the right to change pods; agents write nothing but a status."""
+    objects = render()
+    for body in objects:
+        for rule in body.get("rules", []):
+            assert "*" not in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+    agent, operator = granted(objects, "podgraft-agent"), granted(objects, "podgraft-operator")
+    assert agent == {
+        "nodepatches": {"get", "list", "watch"}, "nodepatches/status": {"patch"}, "configmaps": {"get"}
+    }  # fmt: skip
+    assert operator.keys() == {
+        "livepatches", "livepatches/status", "nodepatches", "pods", "configmaps", "events"
+    }  # fmt: skip
+    assert operator["pods"] == {"list", "watch"}
