@@ -23,7 +23,7 @@ def is_usable() -> bool:
 def up(state: State) -> None:
     """Start the kind cluster, or do nothing when there is one of our name."""
     state.root.mkdir(parents=True, exist_ok=True)
-    if NAME in run("kind", "get", "clusters").split():
+    if is_up():
         say("  ✓ the kind cluster is up already")
         run("kind", "export", "kubeconfig", "--name", NAME, "--kubeconfig", state.admin)
         return
@@ -42,6 +42,11 @@ def up(state: State) -> None:
             "--wait",
             "120s",
         )
+
+
+def is_up() -> bool:
+    """Tell whether there is a kind cluster of our name."""
+    return NAME in run("kind", "get", "clusters").split()
 
 
 def down(state: State) -> None:

@@ -49,6 +49,11 @@ def demo_redis(root: Path) -> None:
     shutil.copy(built.client, folder)
     # The symbols stay out of the image: podgraft must do without them.
     run("strip", "--strip-all", "-o", folder / "redis-server", built.server)
+    load_generator(folder)
+
+
+def load_generator(folder: Path) -> None:
+    """Compile redis-load into a folder."""
     run("gcc", *WARNINGS, "-pthread", "-o", folder / "redis-load", LOAD)
 
 
