@@ -93,7 +93,7 @@ def play(console: Console) -> Result:
     name = bundle.NAME
     start = time.time()
     before, answers = pods.identities(), {"before": pods.answers()}
-    console.print(f"\n[bold]Before[/]: PFCOUNT of a broken value: {answers['before']}")
+    _show(console, "Before", answers["before"])
     kubectl.run("create", "configmap", name, f"--from-file=bundle.graft={bundle.ensure()}")
     _until(start + BEFORE_SECONDS)
 
@@ -106,7 +106,7 @@ def play(console: Console) -> Result:
     console.print(kubectl.run("get", "livepatch").decode().rstrip(), highlight=False)
     patched, threads, held = seen.patched, seen.threads, seen.longest_hold_us
     answers["patched"] = pods.answers()
-    console.print(f"[bold]Patched[/]: PFCOUNT of a broken value: {answers['patched']}")
+    _show(console, "Patched", answers["patched"])
     _until(applied + PATCHED_SECONDS)
 
     console.print(f"\n[bold]kubectl delete livepatch {name}[/]")
@@ -115,7 +115,7 @@ def play(console: Console) -> Result:
         kubectl.run("delete", "livepatch", name, f"--timeout={WAIT}")
     reverted = time.time()
     answers["reverted"] = pods.answers()
-    console.print(f"[bold]Reverted[/]: PFCOUNT of a broken value: {answers['reverted']}")
+    _show(console, "Reverted", answers["reverted"])
     _until(reverted + AFTER_SECONDS)
     end = time.time()
     return Result(
@@ -127,6 +127,11 @@ def play(console: Console) -> Result:
         longest_hold_us=max(held, seen.longest_hold_us),
         answers=answers,
     )
+
+
+def _show(console: Console, phase: str, answers: list[str]) -> None:
+    said = " | ".join(sorted(set(answers)))
+    console.print(f"[bold]{phase}[/]: PFCOUNT of a broken value on {len(answers)} servers: {said}", highlight=False)
 
 
 def _servers(pods: Pods, before: dict[str, tuple[str, Identity]]) -> list[Server]:

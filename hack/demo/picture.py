@@ -13,7 +13,7 @@ from hack.demo.result import Result
 
 INK, QUIET, PATCH, REVERT = "#1b2733", "#8794a1", "#2a9d8f", "#e9a13b"
 SERVERS = ("#4c78a8", "#7a5fa5", "#b5577d", "#54875c")
-BIN_SECONDS = 0.5
+BIN_SECONDS = 1.0
 
 
 def draw(result: Result, title: str, folder: Path) -> list[Path]:
@@ -36,7 +36,10 @@ def draw(result: Result, title: str, folder: Path) -> list[Path]:
     axes.grid(visible=True, which="major", color="#e5e9ed", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5, ncols=2, markerscale=4)
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, ncols=3, markerscale=4,
+        columnspacing=1.2, handlelength=1.6, labelcolor=INK,
+    )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"latency.{kind}" for kind in ("png", "svg")]
     for file in files:
@@ -56,7 +59,7 @@ def _subtitle(result: Result) -> str:
 
 def _dots(axes: Axes, load: Load, zero: float, color: str, name: str) -> None:
     # As a picture inside the SVG: a hundred thousand vector dots would take minutes to show.
-    axes.plot(load.due - zero, load.latency, ".", ms=1.6, alpha=0.35, color=color, label=name, rasterized=True, mew=0)
+    axes.plot(load.due - zero, load.latency, ".", ms=2.2, alpha=0.5, color=color, label=name, rasterized=True, mew=0)
 
 
 def _lines(axes: Axes, loads: list[Load], zero: float) -> None:
@@ -66,7 +69,7 @@ def _lines(axes: Axes, loads: list[Load], zero: float) -> None:
     middles, groups = _groups(bins, latency)
     for percentile, style in ((50, "-"), (99, "--")):
         values = [float(np.percentile(group, percentile)) for group in groups]
-        label = f"p{percentile}, every {BIN_SECONDS:g} s"
+        label = f"p{percentile} of each second"
         axes.plot(middles, values, style, color=INK, linewidth=1.3, label=label)
 
 

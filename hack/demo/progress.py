@@ -42,7 +42,9 @@ def follow(kubectl: Kubectl, name: str, console: Console) -> Iterator[Seen]:
                 f"  [dim]+{took:4.1f} s[/]  pods {seen.patched or '-'}  threads {seen.threads or '-'}  {reason}"
             )
 
-    with kubectl.stream("get", "livepatch", name, "--watch", "-o", f"jsonpath={TEMPLATE}") as stream:
+    # By selector, not by name: a watch may begin before there is such a resource.
+    selector = f"--field-selector=metadata.name={name}"
+    with kubectl.stream("get", "livepatch", selector, "--watch", "-o", f"jsonpath={TEMPLATE}") as stream:
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
         yield seen
