@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hack.cluster.layout import BRIDGE, HOST_ADDRESS, MACHINES, NODES, machine_address, pod_range, veth
-from hack.tools import run
+from hack.tools import ToolFailedError, run
 
 INTERFACES = Path("/sys/class/net")
 
@@ -25,7 +25,16 @@ def remove() -> None:
     """Remove bridge and cables, as many of them as there are."""
     for name in (*map(veth, MACHINES), BRIDGE):
         if (INTERFACES / name).exists():
-            run("ip", "link", "delete", name)
+            _delete(name)
+
+
+def _delete(name: str) -> None:
+    try:
+        run("ip", "link", "delete", name)
+    except ToolFailedError:
+        # A cable goes by itself when the kernel has taken down the dead machine's namespace, a moment after its death.
+        if (INTERFACES / name).exists():
+            raise
 
 
 def configure(number: int) -> None:

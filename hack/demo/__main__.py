@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from hack.cluster import __main__ as cluster
+from hack.cluster import commands as cluster
 from hack.cluster.layout import State
 from hack.demo import bundle, on_cluster, on_process, picture, report
 from hack.demo.kubernetes import Kubectl
@@ -40,7 +40,7 @@ def _on_cluster(console: Console, *, keep: bool) -> Result:
         cluster.push(layout)
         on_cluster.install(State.default().admin)
         on_cluster.deploy(Kubectl(State.default().admin, on_cluster.NAMESPACE))
-        return on_cluster.play(console)
+        return on_cluster.play(console, on_cluster.Pauses())
 
 
 def _main() -> None:

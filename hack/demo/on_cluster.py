@@ -18,8 +18,16 @@ from hack.tools import REPOSITORY, run, step
 
 NAMESPACE, SYSTEM = "shop", "podgraft-system"
 EXAMPLE = REPOSITORY / "examples" / "redis"
-BEFORE_SECONDS, PATCHED_SECONDS, AFTER_SECONDS = 15.0, 10.0, 8.0
 WAIT = "120s"
+
+
+@dataclass(frozen=True)
+class Pauses:
+    """Seconds of plain load to compare with: before the patch, while it is in, after it has been reverted."""
+
+    before: float = 15.0
+    patched: float = 10.0
+    after: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -62,8 +70,8 @@ class Pods:
         return Load.read(records, summary.decode())
 
 
-def install(kubeconfig: Path) -> None:
-    """Install the chart with the images that were just built."""
+def install(kubeconfig: Path, *more: str) -> None:
+    """Install the chart with the images that were just built; `more` are further options of helm."""
     images = json.loads((EXPORT / "images.json").read_text())
     values = [
         f"--set={part}.image.repository={images[name]['repository']},{part}.image.tag={images[name]['tag']}"
@@ -73,7 +81,7 @@ def install(kubeconfig: Path) -> None:
     with step("helm upgrade --install podgraft"):
         run(
             "helm", f"--kubeconfig={kubeconfig}", "upgrade", "--install", "podgraft", chart, f"--namespace={SYSTEM}",
-            "--create-namespace", "--wait", f"--timeout={WAIT}", *values,
+            "--create-namespace", "--wait", f"--timeout={WAIT}", *values, *more,
         )  # fmt: skip
 
 
@@ -86,7 +94,7 @@ def deploy(kubectl: Kubectl) -> None:
         kubectl.run("rollout", "status", "deployment/redis", f"--timeout={WAIT}")
 
 
-def play(console: Console) -> Result:
+def play(console: Console, pauses: Pauses) -> Result:
     """Patch and revert the pods while their clients go on; the cluster, the chart and the images are there."""
     kubectl = Kubectl(State.default().admin, NAMESPACE)
     pods = Pods(kubectl)
@@ -95,7 +103,7 @@ def play(console: Console) -> Result:
     before, answers = pods.identities(), {"before": pods.answers()}
     _show(console, "Before", answers["before"])
     kubectl.run("create", "configmap", name, f"--from-file=bundle.graft={bundle.ensure()}")
-    _until(start + BEFORE_SECONDS)
+    _until(start + pauses.before)
 
     console.print("\n[bold]kubectl apply -f examples/redis/livepatch.yaml[/]")
     apply = time.time()
@@ -107,7 +115,7 @@ def play(console: Console) -> Result:
     patched, threads, held = seen.patched, seen.threads, seen.longest_hold_us
     answers["patched"] = pods.answers()
     _show(console, "Patched", answers["patched"])
-    _until(applied + PATCHED_SECONDS)
+    _until(applied + pauses.patched)
 
     console.print(f"\n[bold]kubectl delete livepatch {name}[/]")
     delete = time.time()
@@ -116,7 +124,7 @@ def play(console: Console) -> Result:
     reverted = time.time()
     answers["reverted"] = pods.answers()
     _show(console, "Reverted", answers["reverted"])
-    _until(reverted + AFTER_SECONDS)
+    _until(reverted + pauses.after)
     end = time.time()
     return Result(
         timeline=Timeline(start, apply, applied, delete, reverted, end),

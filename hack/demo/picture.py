@@ -36,9 +36,9 @@ def draw(result: Result, title: str, folder: Path) -> list[Path]:
     axes.grid(visible=True, which="major", color="#e5e9ed", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, ncols=3, markerscale=4,
-        columnspacing=1.2, handlelength=1.6, labelcolor=INK,
+    figure.legend(
+        loc="outside lower center", frameon=False, fontsize=8.5, ncols=8, markerscale=4,
+        columnspacing=1.6, handlelength=1.8, labelcolor=INK,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / f"latency.{kind}" for kind in ("png", "svg")]
