@@ -19,6 +19,7 @@ SERVICE_RANGE = "198.19.0.0/24"
 API_SERVICE_ADDRESS = "198.19.0.1"
 POD_RANGE = "198.18.16.0/20"
 CONTAINERD = "/run/containerd/containerd.sock"
+POINTER = Path("/run/podgraft-cluster")
 PAUSE_IMAGE = "localhost/pause:1"
 
 
@@ -55,8 +56,11 @@ class State:
 
     @classmethod
     def default(cls) -> "State":
-        """Return the state folder of the one local cluster of this user."""
-        return cls(cache() / "cluster")
+        """Return the state of the cluster that runs, else of one to come.
+
+        Bridge and addresses are there once on a machine; whoever calls with another cache must find the same cluster.
+        """
+        return cls(POINTER.readlink() if POINTER.exists() else cache() / "cluster")
 
     @property
     def pki(self) -> Path:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from hack.cluster import binaries, cgroups, network, pki, processes
-from hack.cluster.layout import MACHINES, NODES, State, machine_name
+from hack.cluster.layout import MACHINES, NODES, POINTER, State, machine_name
 from hack.tools import REPOSITORY, ToolFailedError, lock, say, step
 
 START_SECONDS = 120.0
@@ -32,6 +32,7 @@ def up() -> State:
         _remove(state)
         with step("keys and certificates"):
             state.logs.mkdir(parents=True)
+            POINTER.symlink_to(state.root)
             pki.make(state)
         with step("control plane and three nodes"):
             network.make_bridge()
@@ -106,6 +107,7 @@ def _remove(state: State, *, keep_logs: bool = False) -> None:
         processes.kill(state.record(number))
     network.remove()
     cgroups.remove()
+    POINTER.unlink(missing_ok=True)
     if state.root.exists():
         for entry in state.root.iterdir():
             if entry.is_dir() and not (keep_logs and entry == state.logs):
