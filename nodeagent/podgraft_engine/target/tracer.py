@@ -34,6 +34,7 @@ WALL: Final = 0x40000000
 USER_64BIT_CS: Final = 0x33
 
 STOP_TIMEOUT_S: Final = 1.0
+SPIN_S: Final = 0.0003
 
 
 class NotHeld(Exception):
@@ -128,23 +129,18 @@ def handler_pending(tid: int) -> bool:
 def hold(tid: int) -> Iterator[Held]:
     """Stop one thread, give its registers, and let it go as the kernel would have (EINTR-class calls rewound).
 
-    held_us runs from the stop to the release where the engine has real-time priority, else from the request to stop,
-    which may be much longer on a loaded node but never too short.
+    held_us runs from the stop, or from the last moment at which the thread was not seen stopped, to the release.
 
     Raises:
         NotHeld: it is traced, has ended, is in a signal stop or does not stop within a second.
     """
     with raised() as at_once:
         _seize(tid)
-        began = time.perf_counter()
         try:
             ptrace(PTRACE_INTERRUPT, tid)
         except PtraceError as error:
             raise _not_held(error) from None
-        _wait_stop(tid)
-        if at_once:
-            # Woken at the moment of the stop; before it the thread ran, slept or waited for a processor as ever.
-            began = time.perf_counter()
+        stopped = _wait_stop(tid, at_once=at_once)
         held = Held(tid, user_regs_struct())
         try:
             ptrace(PTRACE_GETREGS, tid, 0, ctypes.addressof(held.regs))
@@ -156,7 +152,7 @@ def hold(tid: int) -> Iterator[Held]:
             raise _not_held(error) from None
         finally:
             let_go(tid)
-            held.held_us = (time.perf_counter() - began) * 1e6
+            held.held_us = (time.perf_counter() - stopped) * 1e6
 
 
 def let_go(tid: int, signo: int = 0) -> None:
@@ -183,26 +179,50 @@ def _not_held(error: PtraceError) -> NotHeld:
     return NotHeld(f"ptrace: {os.strerror(error.errno or 0)}")
 
 
-def _wait_stop(tid: int) -> None:
-    """Wait for the event stop of PTRACE_INTERRUPT; a signal stop is passed on unharmed.
+def _wait_stop(tid: int, *, at_once: bool) -> float:
+    """Wait for the event stop of PTRACE_INTERRUPT; return a time not later than the stop (time.perf_counter).
 
-    The wait sleeps: a spinning engine would take the processor that the thread needs in order to stop.
+    A signal stop is passed on unharmed.
     """
-    signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT_S)
     try:
-        _, status = os.waitpid(tid, WALL)
+        status, stopped = _sleep_until_stop(tid) if at_once else _poll_until_stop(tid)
     except ChildProcessError:
         raise NotHeld("the thread has ended", gone=True) from None
     except _GiveUp:
         # In D state neither INTERRUPT nor DETACH work; only our own end releases it (carrier findings, section 2).
         raise PodgraftError(Reason.BUSY, f"thread {tid} did not stop: it sleeps uninterruptibly") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
     if not os.WIFSTOPPED(status):
         raise NotHeld("the thread has ended", gone=True)
     if status >> 16 != PTRACE_EVENT_STOP or os.WSTOPSIG(status) != signal.SIGTRAP:
         let_go(tid, 0 if status >> 16 else os.WSTOPSIG(status))
         raise NotHeld("a signal or a stop of the process was under way")
+    return stopped
+
+
+def _sleep_until_stop(tid: int) -> tuple[int, float]:
+    """With real-time priority the stop wakes us at once; a spinning engine would keep the thread from its processor."""
+    signal.setitimer(signal.ITIMER_REAL, STOP_TIMEOUT_S)
+    try:
+        _, status = os.waitpid(tid, WALL)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return status, time.perf_counter()
+
+
+def _poll_until_stop(tid: int) -> tuple[int, float]:
+    """Without it we may be woken late, so look again and again: the stop came after the last look that saw none."""
+    began = last_look = time.perf_counter()
+    while True:
+        pid, status = os.waitpid(tid, os.WNOHANG | WALL)
+        if pid == tid:
+            return status, last_look
+        last_look = time.perf_counter()
+        if last_look - began > STOP_TIMEOUT_S:
+            raise _GiveUp
+        if last_look - began < SPIN_S:
+            os.sched_yield()
+        else:
+            time.sleep(0.00002)
 
 
 class _GiveUp(Exception):
