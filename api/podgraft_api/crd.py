@@ -71,8 +71,7 @@ def render() -> dict[str, str]:
         crd(nodepatch.NodePatch, nodepatch.PLURAL, "np", "Cluster", NODEPATCH_COLUMNS),
     )
     return {
-        f"{GROUP}_{one['spec']['names']['plural']}.yaml": HEADER
-        + yaml.safe_dump(one, sort_keys=True, width=110)
+        f"{GROUP}_{one['spec']['names']['plural']}.yaml": HEADER + yaml.safe_dump(one, sort_keys=True, width=110)
         for one in crds
     }
 

@@ -85,9 +85,7 @@ class Requirement(Model):
     values: Annotated[tuple[Annotated[str, Field(max_length=63)], ...], Field(max_length=64)] | None = None
 
 
-SELECTS = " || ".join(
-    f"(has(self.{one}) && self.{one}.size() > 0)" for one in ("matchLabels", "matchExpressions")
-)
+SELECTS = " || ".join(f"(has(self.{one}) && self.{one}.size() > 0)" for one in ("matchLabels", "matchExpressions"))
 
 
 class LabelSelector(Model):

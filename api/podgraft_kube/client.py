@@ -84,9 +84,7 @@ class Kube:
             raise ApiError.of(response.status, await response.read())
         return response
 
-    async def request(
-        self, method: str, path: str, body: Any = None, content: str = JSON, **query: str
-    ) -> Json:
+    async def request(self, method: str, path: str, body: Any = None, content: str = JSON, **query: str) -> Json:
         """Return the answer's JSON; raises ApiError, or one of UNAVAILABLE."""
         response = await self._send(method, path, query, REQUEST, body=body, content=content)
         answer: Json = json.loads(await response.read())

@@ -56,9 +56,7 @@ async def _follow(kube: Kube, path: str, query: Mapping[str, str], version: str)
                 status = event["object"]
                 if status.get("code") == 410:
                     return
-                raise ApiError(
-                    int(status.get("code", 500)), status.get("reason", ""), status.get("message", "")
-                )
+                raise ApiError(int(status.get("code", 500)), status.get("reason", ""), status.get("message", ""))
             version = event["object"]["metadata"]["resourceVersion"]
             if event["type"] != "BOOKMARK":
                 yield Change("deleted" if event["type"] == "DELETED" else "set", [event["object"]])

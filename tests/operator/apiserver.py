@@ -1,6 +1,7 @@
 """A real kube-apiserver and etcd on loopback, without nodes: enough for everything the operator does."""
 
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -41,6 +42,12 @@ class Refused(Exception):
         self.status, self.message = status, str(body.get("message"))
 
 
+@functools.cache
+def trust(ca: str) -> ssl.SSLContext:
+    """Return a context for a CA file; loading one takes longer than a request."""
+    return ssl.create_default_context(cafile=ca)
+
+
 @dataclass(frozen=True)
 class Api:
     """Requests with one token; raises Refused."""
@@ -56,7 +63,7 @@ class Api:
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 - https, ours
         try:
             with urllib.request.urlopen(  # noqa: S310 - the same
-                request, timeout=20, context=ssl.create_default_context(cafile=self.ca)
+                request, timeout=20, context=trust(self.ca)
             ) as answer:
                 said: Json = json.loads(answer.read())
                 return said

@@ -31,15 +31,15 @@ def operator_config(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mine.kubeconfig(tmp_path_factory.mktemp("operator") / "kubeconfig")
 
 
-@pytest.fixture
-def start_operator(operator_config: Path, tmp_path: Path) -> Start:
+@pytest.fixture(scope="module")
+def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Return a function that runs an operator while its block lasts."""
-    log = tmp_path / "operator.log"
+    log = tmp_path_factory.mktemp("operator") / "operator.log"
     environment = os.environ | {
         "KUBECONFIG": str(operator_config),
         "PODGRAFT_NAMESPACE": SYSTEM,
-        "PODGRAFT_AGENT_SECONDS": "4",
-        "PODGRAFT_REVERT_SECONDS": "8",
+        "PODGRAFT_AGENT_SECONDS": "6",
+        "PODGRAFT_REVERT_SECONDS": "10",
         "PODGRAFT_TICK_SECONDS": "1",
         "PODGRAFT_RESYNC_SECONDS": "5",
         "PODGRAFT_LIVENESS_PORT": str(free_port()),
@@ -59,8 +59,9 @@ def start_operator(operator_config: Path, tmp_path: Path) -> Start:
     return start
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def operator(start_operator: Start) -> Iterator["subprocess.Popen[bytes]"]:
+    """One operator for a module: it has to keep the tests' namespaces apart, as it has those of users."""
     with start_operator() as process:
         yield process
 

@@ -79,7 +79,7 @@ def in_container(command: list[str | Path]) -> Iterator[Target]:
 
 @pytest.fixture
 def target(built: Path) -> Iterator[Target]:
-    with in_container([built / "pairs", "1", "3"]) as one:
+    with in_container([built / "pairs", "0", "3"]) as one:
         yield one
 
 
@@ -94,7 +94,7 @@ def foreign(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[T
     for parent in folder.parents:
         if parent != Path("/tmp"):  # noqa: S108 - pytest's own folders on the way are closed to others
             parent.chmod(parent.stat().st_mode | 0o011)
-    with in_container(["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups", program, "1", "3"]) as one:
+    with in_container(["setpriv", "--reuid=65533", "--regid=65533", "--clear-groups", program, "0", "3"]) as one:
         yield one
 
 
@@ -304,7 +304,7 @@ def test_new_process_in_the_container_is_patched(
     with start_agent():
         apply(cluster, built)
         cluster.wait_condition("Ready", "Patched")
-        with in_container([built / "pairs", "1", "1"]) as other:
+        with in_container([built / "pairs", "0", "3"]) as other:
             group = Path(f"/proc/{target.child.pid}/cgroup").read_text().split(":pids:")[-1].split()[0]
             (CGROUP / group.lstrip("/") / "cgroup.procs").write_text(str(other.child.pid))
             wait(lambda: runs(other) == "new", "the new process is patched")
@@ -347,14 +347,14 @@ def test_traced_process_is_refused_and_heals(
     if shutil.which("gdb") is None:
         pytest.skip("gdb is not there to trace with")
     add_pod(cluster, target)
-    command = ["gdb", "-q", "-nx", "-batch", "-p", str(target.child.pid), "-ex", "shell sleep 6", "-ex", "detach"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as tracer:
+    command = ["gdb", "-q", "-nx", "-p", str(target.child.pid)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with start_agent(), subprocess.Popen(command, stdin=subprocess.PIPE, text=True, **quiet) as tracer:
         wait(lambda: "TracerPid:\t0" not in Path(f"/proc/{target.child.pid}/status").read_text(), "traced")
-        with start_agent():
-            apply(cluster, built)
-            cluster.wait_condition("Stalled", "AlreadyTraced")
-            tracer.wait(20)
-            cluster.wait_condition("Ready", "Patched", seconds=40)
+        apply(cluster, built)
+        cluster.wait_condition("Stalled", "AlreadyTraced")
+        tracer.communicate("detach\nquit\n", timeout=20)
+        cluster.wait_condition("Ready", "Patched", seconds=40)
 
 
 def test_agent_may_write_its_own_node_only(cluster: Cluster, target: Target, built: Path) -> None:
