@@ -15,7 +15,7 @@ from podgraft_bundle.errors import Reason, Refusal
 
 @contextmanager
 def engine_lock(pid: int) -> Iterator[None]:
-    """Hold the lock file of a process while working on it.
+    """Hold the byte at offset `pid` of the node's lock file while working on that process.
 
     Raises:
         Refusal: BUSY when another engine has it, PERMISSION_DENIED when there can be no lock file.
@@ -23,16 +23,19 @@ def engine_lock(pid: int) -> Iterator[None]:
     folder = Path(os.environ.get("PODGRAFT_RUN", "/run/podgraft"))
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(folder / f"{pid}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(folder / "engines.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         hint = f"make {folder} writable, or name another folder in PODGRAFT_RUN"
         raise Refusal(Reason.PERMISSION_DENIED, f"no lock file in {folder}: {error.strerror}", hint) from None
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Refusal(Reason.BUSY, f"another engine works on process {pid}") from None
+        _lock_byte(fd, pid)
         yield
-        (folder / f"{pid}.lock").unlink(missing_ok=True)
     finally:
         os.close(fd)
+
+
+def _lock_byte(fd: int, pid: int) -> None:
+    try:
+        fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, pid)
+    except BlockingIOError:
+        raise Refusal(Reason.BUSY, f"another engine works on process {pid}") from None

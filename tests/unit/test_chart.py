@@ -71,9 +71,12 @@ def test_agent_privileged_or_with_named_capabilities() -> None:
     assert container(render(), "DaemonSet", "podgraft-agent")["securityContext"]["privileged"] is True
     few = container(render("agent.privileged=false"), "DaemonSet", "podgraft-agent")["securityContext"]
     assert few["privileged"] is False
-    assert few["capabilities"] == {"drop": ["ALL"], "add": ["SYS_PTRACE", "DAC_OVERRIDE", "CHECKPOINT_RESTORE"]}
+    assert few["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["SYS_PTRACE", "DAC_OVERRIDE", "CHECKPOINT_RESTORE", "SYS_NICE"],
+    }
     assert few["seccompProfile"] == {"type": "RuntimeDefault"}
-    more = container(render("agent.privileged=false", "agent.suspendSeccomp=true"), "DaemonSet", "podgraft-agent")[
+    more = container(render("agent.privileged=false", "agent.readSeccompFilters=true"), "DaemonSet", "podgraft-agent")[
         "securityContext"
     ]
     assert more["capabilities"]["add"][-1] == "SYS_ADMIN"
@@ -81,12 +84,12 @@ def test_agent_privileged_or_with_named_capabilities() -> None:
 
 
 def test_agent_runs_on_every_node() -> None:
-    """The agent sees the node's processes and tolerates every taint."""
+    """The agent sees the node's processes, tolerates every taint, and of the host's files has only the folder of locks."""
     pod = one(render(), "DaemonSet", "podgraft-agent")["spec"]["template"]["spec"]
     assert pod["hostPID"] is True
     assert "hostNetwork" not in pod
     assert {"operator": "Exists"} in pod["tolerations"]
-    assert all("hostPath" not in volume for volume in pod["volumes"])
+    assert [v["hostPath"]["path"] for v in pod["volumes"] if "hostPath" in v] == ["/run/podgraft"]
 
 
 def granted(objects: list[Json], name: str) -> dict[str, set[str]]:
