@@ -50,9 +50,15 @@ lint: $(STAMP) ## ruff, mypy --strict, import contracts
 tools: ## Build kubectl, helm and the cluster's own programs, where they are missing
 	@$(CLUSTER) path >/dev/null
 
+# Before pytest, which would hide the progress of what takes minutes on a new machine.
+.PHONY: prepare
+prepare: install tools ## Build what the end-to-end tests and the demo need: images, the fix as a bundle
+	@$(PYTHON) -m hack.images >/dev/null
+	@$(BIN)/python -m hack.demo.bundle >/dev/null
+
 # All layers in one pytest run, so that its last line is the summary of everything.
 .PHONY: test test-unit test-engine test-builder test-operator test-e2e
-test: install tools ## All tests, the end-to-end ones on a cluster of three nodes; stops what it started
+test: prepare ## All tests, the end-to-end ones on a cluster of three nodes; stops what it started
 	@$(WITH_TOOLS) $(PYTEST) tests
 test-unit: install ## Tests without processes or clusters
 	@$(PYTEST) tests/unit
@@ -62,7 +68,7 @@ test-builder: install ## Tests that build bundles from source
 	@$(PYTEST) tests/builder
 test-operator: install tools ## Tests against a real API server
 	@$(WITH_TOOLS) $(PYTEST) tests/operator
-test-e2e: install tools ## Tests on the three-node cluster
+test-e2e: prepare ## Tests on the three-node cluster
 	@$(WITH_TOOLS) $(PYTEST) tests/e2e
 
 # kubectl, helm and our commands on PATH; PODGRAFT_KUBE is the binary that is kube-apiserver by its name.
@@ -82,7 +88,7 @@ images: install ## Build all container images, and push them to the nodes of a c
 	@if $(CLUSTER) running; then $(CLUSTER) push $(CACHE)/images/export; fi
 
 .PHONY: demo demo-local
-demo: install tools ## Patch three Redis pods under load, and show what happened (KEEP=1 leaves the cluster up)
+demo: prepare ## Patch three Redis pods under load, and show what happened (KEEP=1 leaves the cluster up)
 	@$(WITH_TOOLS) $(BIN)/python -m hack.demo $(if $(KEEP),--keep)
 demo-local: install ## The same with one process and no cluster
 	@$(BIN)/python -m hack.demo --local

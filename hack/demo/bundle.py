@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hack.sources import redis
-from hack.tools import REPOSITORY, cache, digest_of, lock, run, step
+from hack.tools import REPOSITORY, cache, digest_of, lock, main, run, step
 
 NAME = "redis-cve-2025-32023"
 
@@ -30,3 +30,7 @@ def ensure() -> Path:
                 )  # fmt: skip
             partial.rename(file)
     return file
+
+
+if __name__ == "__main__":
+    main(lambda: print(ensure()))
