@@ -56,7 +56,7 @@ class Inspected(Message):
 
 
 class Prepared(Message):
-    """Helper is there and the new code lies aside; nothing that runs sees it. carrier is None when a helper was adopted."""
+    """The new code lies aside, nothing that runs sees it. carrier is None when a helper was adopted."""
 
     event: Literal["prepared"] = "prepared"
     generation: int

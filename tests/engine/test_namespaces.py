@@ -6,8 +6,10 @@ from conftest import Target, engine, run_target
 
 
 def test_a_process_in_a_pid_name_space_of_its_own(built: Path, bundle: str) -> None:
-    """The helper knows itself by another number than we do; it is not taken for a thread of the program, and it leaves."""
-    for outer in run_target(Path("/usr/bin/unshare"), "--pid", "--fork", "--kill-child", str(built / "pairs"), "1", "2"):
+    """The helper knows itself by another number than we do: it is no thread of the program, and it leaves."""
+    for outer in run_target(
+        Path("/usr/bin/unshare"), "--pid", "--fork", "--kill-child", str(built / "pairs"), "1", "2"
+    ):
         pid = int(Path(f"/proc/{outer.pid}/task/{outer.pid}/children").read_text())
         tids = sorted(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir())
         applied = engine(pid, op="apply", bundle=bundle)

@@ -84,7 +84,7 @@ def test_agent_privileged_or_with_named_capabilities() -> None:
 
 
 def test_agent_runs_on_every_node() -> None:
-    """The agent sees the node's processes, tolerates every taint, and of the host's files has only the folder of locks."""
+    """The agent sees the node's processes, tolerates every taint, and has but one folder of the host: the locks."""
     pod = one(render(), "DaemonSet", "podgraft-agent")["spec"]["template"]["spec"]
     assert pod["hostPID"] is True
     assert "hostNetwork" not in pod
