@@ -128,7 +128,7 @@ class PatchStatus(Message):
     name: str
     version: str
     digest: str
-    phase: Literal["prepared", "migrating", "finalized", "reverting"]
+    phase: Literal["migrating", "finalized", "reverting", "lost"]
     generation: int
     functions: list[str]
     cves: list[str] = []
@@ -145,7 +145,7 @@ class Status(Message):
 
 
 class Refused(Message):
-    """Nothing was changed."""
+    """The program's code and threads are as they were."""
 
     event: Literal["refused"] = "refused"
     reason: Reason

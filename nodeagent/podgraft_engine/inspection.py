@@ -63,6 +63,7 @@ def inspect(target: Target, bundle: Bundle) -> Findings:
     """Check everything that can be known beforehand; problems are collected, not raised."""
     findings = Findings(None, [], {}, [])
     checks: list[Callable[[], None]] = [
+        lambda: _check_manifest(bundle),
         lambda: _check_kernel(target.process),
         lambda: _check_threads(target.process),
         lambda: _check_conflicts(target, bundle),
@@ -111,11 +112,13 @@ def resolve(reference: Reference, target: Target, module: Module) -> int:
     if reference.kind == "tpoff" and reference.value is not None:
         return int(reference.value)
     if reference.kind == "export" and reference.export is not None:
-        for candidate in target.modules:
-            found = candidate.export(reference.export)
-            if found and not found[1]:
-                return found[0]
-        raise Refusal(Reason.UNRESOLVED_REFERENCE, f"no loaded library exports {reference.export} as a plain function")
+        found = [m.export(reference.export, reference.version) for m in target.modules]
+        values = [f[0] for f in found if f and not f[1]]
+        if len(values) == 1 and not any(f[1] for f in found if f):
+            return values[0]
+        # The loader's order of search is not known here, and an ifunc's choice neither: only one answer is safe.
+        detail = f"{len([f for f in found if f])} loaded libraries export {reference.export}, or as an ifunc"
+        raise Refusal(Reason.UNRESOLVED_REFERENCE, detail)
     raise Refusal(Reason.UNRESOLVED_REFERENCE, f"the reference to {reference.symbol} is incomplete")
 
 
@@ -140,11 +143,26 @@ def _patches(target: Target) -> list[PatchRecord]:
     return target.state.document.patches if target.state else []
 
 
+def _check_manifest(bundle: Bundle) -> None:
+    """Refuse what a bundle asks for and this engine does not do."""
+    manifest = bundle.manifest
+    if any(f.save_registers for f in manifest.functions):
+        raise Refusal(Reason.IPA_RA_HAZARD, "the bundle wants registers to be saved around a new function")
+    if manifest.points:
+        raise Refusal(Reason.UNSUPPORTED_CHANGE, "the bundle names points of quiescence, which are not built yet")
+    wanted = tuple(int(n) for n in re.findall(r"\d+", manifest.requires.kernel)[:2])
+    if wanted > kernel_version():
+        raise Refusal(Reason.KERNEL_TOO_OLD, f"the bundle wants kernel {manifest.requires.kernel}")
+
+
+def kernel_version() -> tuple[int, ...]:
+    """Return the first two numbers of the running kernel."""
+    return tuple(int(n) for n in re.findall(r"\d+", os.uname().release)[:2])
+
+
 def _check_kernel(process: Process) -> None:
-    release = os.uname().release
-    version = tuple(int(n) for n in re.findall(r"\d+", release)[:2])
-    if version < _OLDEST_KERNEL:
-        raise Refusal(Reason.KERNEL_TOO_OLD, f"the node runs kernel {release}")
+    if kernel_version() < _OLDEST_KERNEL:
+        raise Refusal(Reason.KERNEL_TOO_OLD, f"the node runs kernel {os.uname().release}")
     if not process.auxv().get(AT_HWCAP2, 0) & HWCAP2_FSGSBASE:
         raise Refusal(Reason.NO_FSGSBASE, "AT_HWCAP2 of the process lacks the FSGSBASE bit")
 

@@ -2,6 +2,7 @@
 """podgraft-engine: one request as JSON on standard input, events as JSON lines on standard output, then exit."""
 
 import gc
+import resource
 import sys
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from podgraft_bundle.errors import HINTS, ExitCode, PodgraftError, Reason, Refus
 from podgraft_bundle.protocol import Failed, PatchStatus, Refused, Request, Status
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
-from podgraft_engine.patched.state import Phase
+from podgraft_engine.patched.pages import is_intact
+from podgraft_engine.patched.state import BEFORE_SWITCH, PatchRecord
+from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 from podgraft_engine.transition import Transition
 
+MEMORY_LIMIT = 2 * 2**30
 _SHOWN = {
-    "preparing": "prepared",
-    "prepared": "prepared",
     "switching": "migrating",
     "migrating": "migrating",
     "finalizing": "migrating",
@@ -32,6 +34,8 @@ def main() -> None:
     """Serve one request; the exit code is the answer in short (ExitCode)."""
     # A collection in the wrong moment would lengthen a hold; one request makes little garbage.
     gc.disable()
+    # What lies in a container is not to be trusted: what claims to be huge must not take the node along.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     try:
         request = Request.model_validate_json(sys.stdin.buffer.read())
     except ValidationError as error:
@@ -94,14 +98,14 @@ def status(process: Process) -> Status:
                     "name": p.name,
                     "version": p.version,
                     "digest": p.digest,
-                    "phase": _shown(p.phase),
+                    "phase": _shown(p, target.memory),
                     "generation": p.generation,
                     "functions": [s.function for s in p.sites],
                     "cves": p.cves,
                 }
             )
             for p in (document.patches if document else [])
-            if p.phase != "retired"
+            if p.phase not in ("retired", *BEFORE_SWITCH)
         ],
     )
 
@@ -118,5 +122,8 @@ def _bundle(request: Request) -> Bundle:
     return read_bundle(Path(request.bundle))
 
 
-def _shown(phase: Phase) -> str:
-    return _SHOWN[phase]
+def _shown(patch: PatchRecord, memory: Memory) -> str:
+    """Say what a record means to users; a patch whose jumps have gone is `lost`."""
+    if patch.phase == "finalized" and not is_intact(patch, memory):
+        return "lost"
+    return _SHOWN[patch.phase]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Prepare aside: map an area near the module, put new code, data and stubs there; nothing that runs sees it."""
 
+import hashlib
 import struct
 from typing import Final
 
@@ -47,13 +48,16 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
     area = gap_near(target.process.maps(), middle, image.size)
     linked = image.link(area, findings.values)
     far = _Trampolines(target.process.maps())
-    record = _record(bundle, module, linked, sites, far)
+    record = _record(bundle, findings, module, linked, far)
     state.document.patches.append(record)
+    if not state.has_room():
+        state.document.patches.remove(record)
+        raise Refusal(Reason.NO_ROOM_NEARBY, "the state of earlier patches fills its mapping; restart the process")
     state.commit()
     try:
-        map_fixed(helper, area, image.size, PROT_READ)
+        _map(helper, state, record, (area, image.size), PROT_READ)
         for at, content in far.contents.items():
-            map_fixed(helper, at // PAGE * PAGE, PAGE, PROT_RX)
+            _map(helper, state, record, (at // PAGE * PAGE, PAGE), PROT_RX)
             target.memory.write(at, content)
         _write(target, linked, sites, [f.new_symbol for f in manifest.functions])
         protect(helper, area, image.code_size, PROT_RX)
@@ -61,7 +65,7 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
         reserve_workspace(target, state, helper, record)
     except PodgraftError:
         if target.process.alive():
-            discard(target, state, helper, record)
+            discard(state, helper, record)
         raise
     record.phase = "prepared"
     state.commit()
@@ -69,26 +73,50 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
 
 
 def reserve_workspace(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
-    """Reserve pages for pristine twins and clones."""
+    """Map pages for pristine twins and clones."""
     count = len({p.address // PAGE for s in record.sites for p in (s.site, s.hole) if p}) + _SPARE_SLOTS
-    record.workspace_size = count * PAGE
-    record.workspace = gap_near(target.process.maps(), record.area, record.workspace_size)
+    size = count * PAGE
+    address = gap_near(target.process.maps(), record.area, size)
+    map_fixed(helper, address, size, PROT_NONE)
+    record.workspace, record.workspace_size = address, size
     state.commit()
-    map_fixed(helper, record.workspace, record.workspace_size, PROT_NONE)
 
 
-def discard(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
+def release_workspace(state: State, helper: Helper, record: PatchRecord) -> None:
+    """Unmap the workspace, unless another patch on the same page still has its pristine twin there."""
+    address, size = record.workspace, record.workspace_size
+    if not size or any(address <= p.pristine < address + size for p in state.document.pages):
+        return
+    # Forgotten before it is unmapped: a crash in between leaks it, the other order could unmap the program's memory.
+    record.workspace = record.workspace_size = 0
+    state.commit()
+    unmap(helper, address, size)
+
+
+def discard(state: State, helper: Helper, record: PatchRecord) -> None:
     """Take an area away that no thread has ever seen; one that has served before is retired again."""
+    release_workspace(state, helper, record)
     if record.served:
         record.phase = "retired"
         state.commit()
         return
-    ours = [(record.area, record.area_size), (record.workspace, record.workspace_size)]
-    for address, size in [*ours, *((page, PAGE) for page in record.trampolines)]:
-        if size and any(m.start <= address < m.end and not m.path for m in target.process.maps()):
-            unmap(helper, address, size)
     state.document.patches.remove(record)
     state.commit()
+    for address, size in record.mapped:
+        unmap(helper, address, size)
+
+
+def _map(helper: Helper, state: State, record: PatchRecord, where: tuple[int, int], protection: int) -> None:
+    """Map memory and write down that it is ours, in this order: only what is written down is ever unmapped."""
+    map_fixed(helper, *where, protection)
+    record.mapped.append(where)
+    state.commit()
+
+
+def links_of(findings: Findings) -> str:
+    """Return a digest of module base and references: where it is the same, a linked area can serve again."""
+    bias = findings.module.bias if findings.module else 0
+    return hashlib.sha256(repr((bias, sorted(findings.values.items()))).encode()).hexdigest()
 
 
 def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
@@ -133,8 +161,8 @@ class _Trampolines:
         return at, at + TRAMPOLINE_SIZE
 
 
-def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site], far: _Trampolines) -> PatchRecord:
-    manifest = bundle.manifest
+def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, far: _Trampolines) -> PatchRecord:
+    manifest, sites, links = bundle.manifest, findings.sites, links_of(findings)
     symbols = [f.new_symbol for f in manifest.functions]
     doors = [far.lead(s, _doors(s, linked, symbols[i], i)) for i, s in enumerate(sites)]
     old = [
@@ -151,7 +179,8 @@ def _record(bundle: Bundle, module: Module, linked: Linked, sites: list[Site], f
         phase="preparing",
         generation=0,
         area=linked.base,
-        area_size=linked.image.size,
+        links=links,
+        mapped=[],
         workspace=0,
         workspace_size=0,
         code=CodeRange(function="stubs", start=linked.base, end=linked.base + linked.image.code_size),

@@ -16,20 +16,25 @@ from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import unmap
 from podgraft_engine.inspection import inspect, open_target, report
-from podgraft_engine.patched.pages import Pages, compose, pages_of
-from podgraft_engine.patched.state import CodeRange, PatchRecord, Phase, State, all_code, open_state
-from podgraft_engine.prepare import discard, prepare, reserve_workspace
+from podgraft_engine.patched.pages import Pages, compose, is_intact, pages_of
+from podgraft_engine.patched.state import (
+    BEFORE_SWITCH,
+    CodeRange,
+    PatchRecord,
+    Phase,
+    State,
+    all_code,
+    open_state,
+)
+from podgraft_engine.prepare import discard, links_of, prepare, release_workspace, reserve_workspace
 from podgraft_engine.target.ehframe import EhFrame
 from podgraft_engine.target.proc import Process
-from podgraft_engine.target.tracer import NotHeld
-from podgraft_engine.threads.drain import drained
+from podgraft_engine.target.tracer import NotHeld, holds
+from podgraft_engine.threads.drain import Looker, drained
 from podgraft_engine.threads.migration import Emit, Migration, Tally
 from podgraft_engine.threads.mover import Mover, Rule, Stacks, Unwinder
 from podgraft_engine.threads.stack import Forbidden
-
-_BEFORE_SWITCH = ("preparing", "prepared")
 
 
 class Transition:
@@ -52,14 +57,17 @@ class Transition:
             PodgraftError: PROCESS_EXITED and what can go wrong inside.
         """
         record = self._known(bundle)
-        if record is not None and record.phase == "finalized":
+        if record is not None and record.phase == "finalized" and is_intact(record, self._target.memory):
             self._say_finalized(record, Tally())
             return
-        if record is None or record.phase in _BEFORE_SWITCH:
+        if record is None:
             record = self._start(bundle)
         else:
             self._resume(bundle.manifest.name)
             record = self._record(bundle.manifest.name)
+            if record.phase == "finalized":
+                self._abandon(record)
+                record = self._start(bundle)
         tally = self._complete(record)
         self._say_finalized(record, tally)
         self._helper.dismiss()
@@ -79,11 +87,7 @@ class Transition:
             raise Refusal(Reason.BUSY, f"the transition of {other.name} is not finished")
         self._resume(name)
         record = self._record(name)
-        if record.phase in _BEFORE_SWITCH:
-            discard(self._target, self._open_state, self._helper, record)
-            self._say_reverted(record, Tally())
-        else:
-            self._say_reverted(record, self._reverse(record))
+        self._say_reverted(record, self._reverse(record))
         self._helper.dismiss()
 
     def close(self) -> None:
@@ -142,12 +146,15 @@ class Transition:
         self._emit(report(self._target, findings, bundle))
         if findings.problems or findings.module is None:
             raise findings.problems[0]
-        self._try_filters()
-        self._enter()
+        if self._borrowed is None:
+            self._try_filters()
+            self._enter()
         state = self._open_state
-        for stale in [p for p in state.document.patches if p.phase in _BEFORE_SWITCH]:
-            discard(self._target, state, self._helper, stale)
-        retired = next((p for p in state.document.patches if p.phase == "retired" and p.digest == bundle.digest), None)
+        for stale in [p for p in state.document.patches if p.phase in BEFORE_SWITCH]:
+            discard(state, self._helper, stale)
+        same = (bundle.digest, links_of(findings))
+        ready = [p for p in state.document.patches if p.phase == "retired" and (p.digest, p.links) == same]
+        retired = next(iter(ready), None)
         if retired is not None:
             # Its code may still be referred to, so it was kept: it serves again.
             if not retired.workspace_size:
@@ -171,6 +178,13 @@ class Transition:
         record.served = True
         self._set_phase(record, "switching")
         return record
+
+    def _abandon(self, record: PatchRecord) -> None:
+        """Give up a patch whose sites are gone: its module was unloaded, or somebody wrote over them."""
+        document = self._open_state.document
+        document.pages = [p for p in document.pages if p.live not in pages_of(record)]
+        record.links = ""
+        self._set_phase(record, "retired")
 
     def _try_filters(self) -> None:
         """Refuse before anything is touched where a seccomp filter would stop us; `_enter` asks again, by thread."""
@@ -202,20 +216,21 @@ class Transition:
             self._set_phase(record, "migrating")
         tally = Tally()
         if record.phase == "migrating":
-            forbidden = Forbidden([*record.old, *all_code(record)])
+            forbidden = self._forbid([*record.old, *all_code(record)])
             tally = self._migrate(record, Rule(forbidden, record.generation))
             self._set_phase(record, "finalizing")
         if record.phase == "finalizing":
             self._switch_pages(record)
+            record.complete = True
             self._set_phase(record, "finalized")
         return tally
 
     def _reverse(self, record: PatchRecord) -> Tally:
         """Back to old code: stubs again, a generation that takes the old function, then the pristine pages."""
         state = self._open_state
-        if record.phase == "switching":
-            self._switch_pages(record)
-        if record.phase in ("switching", "migrating", "finalizing", "finalized"):
+        if record.phase == "switching":  # nobody has the new generation yet
+            self._set_phase(record, "restoring")
+        if record.phase in ("migrating", "finalizing", "finalized"):
             # All threads of an unfinished apply lie in [.., generation]; one more is beyond the gate: old code.
             state.document.generation += 1
             self._open_gate(record, record.generation, state.document.generation)
@@ -223,7 +238,8 @@ class Transition:
         tally = Tally()
         if record.phase == "reverting":
             self._switch_pages(record)
-            rule = Rule(Forbidden(all_code(record)), state.document.generation, old_below=record.generation)
+            old_below = None if record.complete else record.generation
+            rule = Rule(self._forbid(all_code(record)), state.document.generation, reverting=True, old_below=old_below)
             tally = self._migrate(record, rule)
             self._set_phase(record, "restoring")
         if record.phase == "restoring":
@@ -238,23 +254,20 @@ class Transition:
             for s in record.sites
             if s.hole
         ]
-        stacks = Stacks(self._process, self._target.memory)
-        code = Forbidden([*holes, *all_code(record)])
-        if not drained(self._process, stacks, code, {self._helper.tid}, self._deadline):
+        code = self._forbid([*holes, *all_code(record)])
+        looker = Looker(self._process, self._stacks(), self._unwinder(record), code)
+        if not drained(looker, {self._helper.tid}, self._deadline, self._helper.keep_alive):
             raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")
         state = self._open_state
         document = state.document
-        for page in pages_of(record):
+        for page in filter(self._pages.has, pages_of(record)):
             left = compose([p for p in document.patches if p is not record], page)
             if left:
                 self._pages.switch(page, left)
             else:
                 self._pages.restore(page)
-        end = record.workspace + record.workspace_size
-        if not any(record.workspace <= p.pristine < end for p in document.pages):
-            # Else another patch on the same page still has its pristine twin here.
-            unmap(self._helper, record.workspace, record.workspace_size)
-            record.workspace = record.workspace_size = 0
+        release_workspace(state, self._helper, record)
+        record.complete = False
         self._set_phase(record, "retired")
 
     def _switch_pages(self, record: PatchRecord) -> int:
@@ -267,17 +280,32 @@ class Transition:
                 content = compose(patches, page, holes_only_of=record)
                 switched += bool(content) and self._pages.switch(page, content)
         for page in pages:
-            switched += self._pages.switch(page, compose(patches, page))
+            # On the way back a page that was never switched must not be touched: somebody else may have changed it.
+            if record.phase != "restoring" or self._pages.has(page):
+                switched += self._pages.switch(page, compose(patches, page))
         return switched
 
     def _migrate(self, record: PatchRecord, rule: Rule) -> Tally:
-        stacks = Stacks(self._process, self._target.memory)
+        stacks = self._stacks()
         mover = Mover(self._process, stacks, self._unwinder(record), rule)
-        migration = Migration(self._process, stacks, mover, self._emit, {self._helper.tid})
-        if not migration.run(self._deadline, self._helper.keep_alive):
+        helper = (self._helper.tid, self._helper.keep_alive)
+        migration = Migration(self._process, stacks, mover, self._emit, helper)
+        if not migration.run(self._deadline):
             names = "; ".join(f"{w.tid} ({w.name}): {w.why}" for w in migration.tally.waiting[:5])
             raise DeadlineError(Reason.DEADLINE_PASSED, f"{len(migration.tally.waiting)} threads are left: {names}")
         return migration.tally
+
+    def _stacks(self) -> Stacks:
+        return Stacks(self._process, self._target.memory, self._target.block.address if self._target.block else 0)
+
+    def _forbid(self, ranges: list[CodeRange]) -> Forbidden:
+        """Forbid code, and the way back from a signal handler: what lies behind it may be on another stack."""
+        returns = [
+            CodeRange(function="a signal handler", start=address - 1, end=address + 1)
+            for module in self._target.modules
+            for address in module.signal_returns
+        ]
+        return Forbidden([*ranges, *returns])
 
     def _unwinder(self, record: PatchRecord) -> Unwinder:
         new_code = None
@@ -307,6 +335,6 @@ class Transition:
             "generation": record.generation,
             "threads": len(tally.done) or len(self._process.threads()),
             "how": dict(tally.how),
-            "max_held_us": round(tally.max_held_us, 1),
+            "max_held_us": round(holds.longest_us, 1),
             "seconds": round(time.monotonic() - self._began, 3),
         }

@@ -5,6 +5,8 @@ The thread is stopped, its registers go into the slots, one SETREGS points it at
 there it needs nobody: an engine that is killed at any instant leaves it unharmed.
 """
 
+import ctypes
+import struct
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +24,7 @@ from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_
 IDLE_S: Final = 2
 HELPER_START_S: Final = 1.0
 TRIES: Final = 20
+STACK_LOOK: Final = 65536
 _TRAP_AND_RESUME_FLAGS: Final = 0x10100
 _RUNNING: Final = 3
 
@@ -48,7 +51,7 @@ def obtain_helper(process: Process, memory: Memory, blk: block.Block, generation
         helper = adopt(process, slots["mailbox"], timeout=0)
         if helper:
             return Borrowed(helper, None, None)
-    _wait_old_carrier_outside(process, blk, slots["tid"])
+    _wait_old_carrier_outside(process, memory, blk, slots["tid"])
     return _create(process, memory, blk, generation)
 
 
@@ -131,6 +134,8 @@ def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:
 def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, mailbox: int) -> None:
     """Point a held thread at the carrier routine; from SETREGS on it needs nobody."""
     regs = held.regs
+    if not process.has(held.tid) or not memory.same_program(blk.address):
+        raise NotHeld("it is no longer a thread of this program")
     if handler_pending(held.tid):
         raise NotHeld("a signal is pending")
     if regs.cs != USER_64BIT_CS:
@@ -191,17 +196,28 @@ def _resume(held: Held) -> tuple[int, int]:
     return regs.rax, regs.rip
 
 
-def _wait_old_carrier_outside(process: Process, blk: block.Block, tid: int) -> None:
+def _returns_to(memory: Memory, blk: block.Block, sp: int) -> bool:
+    """Tell whether a word on the stack points into the block: a signal handler may return there."""
+    page = ctypes.create_string_buffer(block.PAGE)
+    for start in range(sp & -8, (sp & -8) + STACK_LOOK, block.PAGE):
+        if memory.peek(start, page, block.PAGE) != block.PAGE:
+            return False  # the end of the stack
+        if any(blk.contains(word) for (word,) in struct.iter_unpack("<Q", page.raw)):
+            return True
+    return False
+
+
+def _wait_old_carrier_outside(process: Process, memory: Memory, blk: block.Block, tid: int) -> None:
     """The slots may be written only when the carrier of the last attempt has read them all."""
     for _ in range(50):
-        if not tid or tid not in process.threads():
+        if not tid or not process.has(tid):
             return
         sleep = process.sleeping_in(tid)
-        if sleep is not None and not blk.contains(sleep.pc):
+        if sleep is not None and not blk.contains(sleep.pc) and not _returns_to(memory, blk, sleep.sp):
             return
         try:
             with hold(tid) as held:
-                outside = not blk.contains(held.regs.rip)
+                outside = not blk.contains(held.regs.rip) and not _returns_to(memory, blk, held.regs.rsp)
         except NotHeld as reason:
             if reason.gone:
                 return

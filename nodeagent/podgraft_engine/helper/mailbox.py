@@ -11,6 +11,7 @@ import fcntl
 import mmap
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -50,7 +51,6 @@ class Helper:
         self._page = page
         self._box = Layout.from_buffer(page)
         self.tid = _tid_here(process, int(self._box.tid))
-        self.calls = 0
 
     def call(self, number: int, *args: int) -> int:
         """Execute one system call in the target; return its raw result (negative errno on failure).
@@ -59,16 +59,14 @@ class Helper:
             PodgraftError: HELPER_UNREACHABLE when the helper has left (the call was not executed) or does not
                 answer, PROCESS_EXITED.
         """
-        box = self._box
         self._settle()
-        sequence = int(box.done) + 1
+        sequence = int(self._box.done) + 1
         for index, value in enumerate((number, *args, *([0] * (6 - len(args))))):
-            box.call[index] = value & (2**64 - 1)
-        box.command = sequence
+            self._box.call[index] = value & (2**64 - 1)
+        self._box.command = sequence
         self._wake()
         self._wait_done(sequence)
-        self.calls += 1
-        return int(box.result)
+        return int(self._box.result)
 
     def keep_alive(self) -> None:
         """Give the helper something to do, so that its idle time starts anew."""
@@ -110,8 +108,39 @@ class Helper:
     def close(self) -> None:
         """Let go of the mailbox (and the lock); a helper that was not dismissed leaves by itself when idle."""
         del self._box
-        self._page.close()
+        with suppress(BufferError):  # an error on its way up may still refer to the page; the process ends soon
+            self._page.close()
         os.close(self._fd)
+
+
+def _open(process: Process, address: int, until: float) -> int | None:
+    """Open the shared page as a file, by tid: the files of an exited main thread are empty."""
+    path = Path("/proc") / str(process.living_thread()) / "map_files" / f"{address:x}-{address + SIZE:x}"
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            break
+        except (FileNotFoundError, ProcessLookupError):
+            if time.perf_counter() > until:
+                return None
+            time.sleep(0.00002)
+        except PermissionError:
+            raise denied(process.pid) from None
+    if not _is_mailbox(process, address) or os.fstat(fd).st_size != SIZE:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _is_mailbox(process: Process, address: int) -> bool:
+    """Tell whether shared anonymous memory of one page lies there: the slots could name any file of the target."""
+    mapping = next((m for m in process.maps() if m.start == address), None)
+    return (
+        mapping is not None
+        and mapping.end == address + SIZE
+        and mapping.perms == "rw-s"
+        and mapping.path == "/dev/zero (deleted)"
+    )
 
 
 def _tid_here(process: Process, tid: int) -> int:
@@ -129,20 +158,12 @@ def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
     Raises:
         Refusal: BUSY when another engine has it, PERMISSION_DENIED without CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
     """
+    if timeout == 0 and not _is_mailbox(process, address):
+        return None
     start = time.perf_counter()
-    tid = process.living_thread()
-    # By tid, not pid: the files of an exited main thread are empty.
-    path = Path("/proc") / str(tid) / "map_files" / f"{address:x}-{address + SIZE:x}"
-    while True:
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-            break
-        except (FileNotFoundError, ProcessLookupError):
-            if time.perf_counter() - start > timeout:
-                return None
-            time.sleep(0.00002)
-        except PermissionError:
-            raise denied(process.pid) from None
+    fd = _open(process, address, start + timeout)
+    if fd is None:
+        return None
     page = mmap.mmap(fd, SIZE, mmap.MAP_SHARED)
     while page[:8] != block_module.MAGIC:
         if time.perf_counter() - start > timeout:

@@ -50,18 +50,11 @@ def unmap(helper: Helper, address: int, size: int) -> None:
 
 
 def move_page(helper: Helper, source: int, target: int) -> None:
-    """Move a page over another in one atomic step; nothing is left at the source."""
-    result = helper.call(syscalls.MREMAP, source, PAGE, PAGE, _MREMAP_MAYMOVE_FIXED, target)
-    if result != target:
-        raise _failed("mremap", source, PAGE, result)
-
-
-def clone_page(helper: Helper, source: int, target: int) -> None:
-    """Move the page-table entry of a file page elsewhere; the source refaults from the file (kernel >= 5.13)."""
+    """Move the page-table entry of a file page over another, in one atomic step; the source refaults from the file."""
     flags = _MREMAP_MAYMOVE_FIXED | _MREMAP_DONTUNMAP
     result = helper.call(syscalls.MREMAP, source, PAGE, PAGE, flags, target)
     if result != target:
-        raise _failed("mremap(DONTUNMAP)", source, PAGE, result)
+        raise _failed("mremap", source, PAGE, result)
 
 
 def _failed(call: str, address: int, size: int, result: int) -> PodgraftError:

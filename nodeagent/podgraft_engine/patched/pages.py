@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Page clone and atomic page switch (design 3.1), with an intent in the state before each step.
+"""Page clone and atomic page switch (design 3.1).
 
-All targets of a move lie in a workspace that was reserved for it, so nothing of the program can be hit. The pristine
-twin of a page is never executed; clones are made from it, and moved home it ends the patch.
+All twins and clones lie in a workspace of our own. Every move leaves the source mapped (DONTUNMAP: it refaults from the
+file), so the workspace never has a hole that the program could fill, and each step can be repeated after a crash. Only
+a new pristine twin needs an intent in the state, for it takes the page's own entry along. The twin is never executed;
+clones are made from it, and moved home it ends the patch.
 """
 
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import PROT_NONE, clone_page, move_page, try_map_fixed, unmap
-from podgraft_engine.patched.state import Intent, PageRecord, PatchRecord, State
+from podgraft_engine.helper.rpc import move_page
+from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, PatchRecord, State
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
@@ -39,104 +41,85 @@ class Pages:
             return False
         if page is None:
             page = self._make_pristine(live)
+        elif not self._is_mapped_as(page, live):
+            raise PodgraftError(Reason.MODULE_NOT_MAPPED, f"page {live:#x} belongs to another file now")
         clone = self._free_slot()
-        self._intend("clone", page.pristine, clone)
-        clone_page(self._helper, page.pristine, clone)
+        move_page(self._helper, page.pristine, clone)
         self._memory.write(clone, bytes(wanted))
         if self._memory.read(page.pristine, PAGE) != pristine:
             raise PodgraftError(Reason.INTERNAL, f"the pristine twin of page {live:#x} changed")
-        self._intend("install", clone, live)
         move_page(self._helper, clone, live)
-        self._settle(clone)
         return True
 
     def restore(self, live: int) -> None:
-        """Bring the file's own page home; its record goes."""
+        """Bring the file's own page home; its record goes. Nothing is done where the module has gone."""
         page = self._page(live)
         if page is None:
             return
-        self._intend("restore", page.pristine, live)
-        move_page(self._helper, page.pristine, live)
-        self._state.document.pages.remove(page)
-        self._settle(page.pristine)
+        if self._is_mapped_as(page, live):
+            move_page(self._helper, page.pristine, live)
+        self._document.pages.remove(page)
+        self._state.commit()
 
     def recover(self) -> None:
-        """Finish or undo the step that an engine before us was killed in."""
-        intent = self._state.document.intent
+        """Finish the twin that an engine before us was killed in making, or forget it."""
+        intent = self._document.intent
         if intent is None:
             return
-        moved = self._file_page_at(intent.target)
-        waiting = self._file_page_at(intent.source)
-        if intent.op == "pristine":
-            if moved:
-                self._state.document.pages.append(PageRecord(live=intent.source, pristine=intent.target))
-            self._settle(None)
-        elif intent.op == "clone":
-            self._drop_clone(intent.target)
-            self._settle(None)
-        elif intent.op == "install":
-            if waiting:
-                self._drop_clone(intent.source)
-            self._settle(intent.source)
-        elif intent.op == "restore":
-            if waiting:
-                move_page(self._helper, intent.source, intent.target)
-            page = self._page(intent.target)
-            if page is not None:
-                self._state.document.pages.remove(page)
-            self._settle(intent.source)
+        page = intent.page
+        made = self._is_mapped_as(page, page.pristine) and not self._memory.anonymous(page.pristine)
+        if made and self._page(page.live) is None:
+            self._document.pages.append(page)
+        self._document.intent = None
+        self._state.commit()
+
+    def has(self, live: int) -> bool:
+        """Tell whether a page was ever switched."""
+        return self._page(live) is not None
+
+    @property
+    def _document(self) -> Document:
+        return self._state.document
 
     def _page(self, live: int) -> PageRecord | None:
-        return next((p for p in self._state.document.pages if p.live == live), None)
+        return next((p for p in self._document.pages if p.live == live), None)
 
     def _make_pristine(self, live: int) -> PageRecord:
-        if self._memory.anonymous(live):
+        mapping = _at(self._process.maps(), live)
+        if mapping is None or not mapping.inode or self._memory.anonymous(live):
             raise PodgraftError(Reason.PAGE_CHANGED_BY_OTHERS, f"page {live:#x} is no longer the file's")
-        slot = self._free_slot()
-        self._intend("pristine", live, slot)
-        clone_page(self._helper, live, slot)
-        page = PageRecord(live=live, pristine=slot)
-        self._state.document.pages.append(page)
-        self._settle(None)
+        page = PageRecord(
+            live=live,
+            pristine=self._free_slot(),
+            device=mapping.device,
+            inode=mapping.inode,
+            offset=mapping.offset + live - mapping.start,
+        )
+        self._document.intent = Intent(page=page)
+        self._state.commit()
+        move_page(self._helper, live, page.pristine)
+        self._document.pages.append(page)
+        self._document.intent = None
+        self._state.commit()
         return page
 
+    def _is_mapped_as(self, page: PageRecord, address: int) -> bool:
+        """Tell whether the page of the file that the record names is mapped at an address."""
+        mapping = _at(self._process.maps(), address)
+        return mapping is not None and (mapping.device, mapping.inode, mapping.offset + address - mapping.start) == (
+            page.device,
+            page.inode,
+            page.offset,
+        )
+
     def _free_slot(self) -> int:
-        """Return a reserved page of a workspace in which nothing lies."""
-        maps = self._process.maps()
-        for patch in self._state.document.patches:
+        """Return a page of a workspace that holds no pristine twin; what else lies there may be overwritten."""
+        taken = {p.pristine for p in self._document.pages}
+        for patch in self._document.patches:
             for slot in range(patch.workspace, patch.workspace + patch.workspace_size, PAGE):
-                mapping = _at(maps, slot)
-                if mapping is None and self._reserve(slot):
-                    return slot
-                if mapping is None:
-                    continue
-                if mapping.perms.startswith("---") and not mapping.inode:
+                if slot not in taken:
                     return slot
         raise PodgraftError(Reason.NO_ROOM_NEARBY, "the workspace for page clones is used up")
-
-    def _intend(self, op: str, source: int, target: int) -> None:
-        self._state.document.intent = Intent.model_validate({"op": op, "source": source, "target": target})
-        self._state.commit()
-
-    def _settle(self, hole: int | None) -> None:
-        """The step is done: reserve the hole it left in the workspace, forget the intent."""
-        if hole is not None and _at(self._process.maps(), hole) is None:
-            self._reserve(hole)
-        self._state.document.intent = None
-        self._state.commit()
-
-    def _reserve(self, slot: int) -> bool:
-        """Reserve a page; False when the program has mapped something there in the meantime."""
-        return try_map_fixed(self._helper, slot, PAGE, PROT_NONE)
-
-    def _drop_clone(self, slot: int) -> None:
-        if self._file_page_at(slot):
-            unmap(self._helper, slot, PAGE)
-            self._reserve(slot)
-
-    def _file_page_at(self, address: int) -> bool:
-        mapping = _at(self._process.maps(), address)
-        return mapping is not None and bool(mapping.inode)
 
 
 def compose(patches: list[PatchRecord], live: int, *, holes_only_of: PatchRecord | None = None) -> dict[int, bytes]:
@@ -149,7 +132,7 @@ def compose(patches: list[PatchRecord], live: int, *, holes_only_of: PatchRecord
     """
     content: dict[int, bytes] = {}
     for patch in patches:
-        if patch.phase in ("preparing", "prepared", "retired"):
+        if patch.phase in ("retired", *BEFORE_SWITCH):
             continue
         final = patch.phase in ("finalizing", "finalized")
         holes_only = patch is holes_only_of or patch.phase == "restoring"
@@ -159,6 +142,17 @@ def compose(patches: list[PatchRecord], live: int, *, holes_only_of: PatchRecord
                 if piece is not None and live <= piece.address < live + PAGE:
                     content[piece.address] = bytes.fromhex(piece.final if final else piece.transition)
     return content
+
+
+def is_intact(record: PatchRecord, memory: Memory) -> bool:
+    """Tell whether the jumps of a finalized patch are still in the program's text."""
+    pieces = [p for s in record.sites for p in (s.site, s.hole) if p is not None]
+    try:
+        return all(memory.read(p.address, len(p.final) // 2).hex() == p.final for p in pieces)
+    except PodgraftError as error:
+        if error.reason == Reason.PROCESS_EXITED:
+            raise
+        return False  # nothing is mapped there any more
 
 
 def pages_of(patch: PatchRecord) -> list[int]:

@@ -7,14 +7,14 @@ in force and then one 8-byte word that names it, so an engine killed at any inst
 
 import struct
 import zlib
-from typing import Final, Literal
+from typing import Annotated, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.block import Block
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import map_fixed, protect
+from podgraft_engine.helper.rpc import PROT_NONE, PROT_RW, protect, try_map_fixed
 from podgraft_engine.target.layout import PAGE, gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
@@ -24,7 +24,8 @@ VERSION: Final = 1
 COPY_SIZE: Final = 256 * 1024
 MAPPING_SIZE: Final = PAGE + 2 * COPY_SIZE
 NEAR: Final = 2**46
-# magic, version, start time of the process; at 0x20 the commit word: sequence number, lowest bit = copy in force
+PLACES_TO_TRY: Final = 5
+# magic, version, own address; at 0x20 the commit word: sequence number, lowest bit = copy in force
 _HEADER: Final = struct.Struct("<8sQQ")
 _COMMIT_AT: Final = 0x20
 _COPY_HEAD: Final = struct.Struct("<QII")
@@ -33,6 +34,9 @@ Phase = Literal[
     "preparing", "prepared", "switching", "migrating", "finalizing", "finalized", "reverting", "restoring", "retired"
 ]
 
+# Nothing that threads could see: such a record is only cleaned up.
+BEFORE_SWITCH: Final = ("preparing", "prepared")
+
 
 class Record(BaseModel):
     """A part of the document."""
@@ -40,12 +44,19 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+# The document lies in the target, which may be hostile: nothing in it may make us loop or allocate without end.
+Address = Annotated[int, Field(ge=0, lt=2**47)]
+Size = Annotated[int, Field(ge=0, le=64 * 2**20)]
+Code = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,16}$")]
+Generation = Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class Patchlet(Record):
     """Bytes to be put at one address (hex): while threads migrate, and when all have. The page keeps the original."""
 
-    address: int
-    transition: str
-    final: str
+    address: Address
+    transition: Code
+    final: Code
 
 
 class SiteRecord(Record):
@@ -61,23 +72,30 @@ class CodeRange(Record):
     """A piece of code with the name that users know; end is exclusive."""
 
     function: str
-    start: int
-    end: int
+    start: Address
+    end: Address
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if not self.start < self.end <= self.start + 64 * 2**20:
+            raise ValueError("start and end of code do not fit")
+        return self
 
 
 class PageRecord(Record):
-    """A patched page and its never-executed file-backed twin."""
+    """A patched page and its never-executed file-backed twin; device, inode and offset say of which file."""
 
-    live: int
-    pristine: int
+    live: Address
+    pristine: Address
+    device: str
+    inode: int
+    offset: int
 
 
 class Intent(Record):
-    """What was about to be done to the address space, written before it is done."""
+    """The page twin that was about to be made, written before it is made; every other step can just be repeated."""
 
-    op: Literal["pristine", "clone", "install", "restore"]
-    source: int
-    target: int
+    page: PageRecord
 
 
 class PatchRecord(Record):
@@ -89,15 +107,17 @@ class PatchRecord(Record):
     cves: list[str]
     phase: Phase
     served: bool = False  # threads may have seen this area: it is never unmapped
-    generation: int
-    area: int
-    area_size: int
-    workspace: int
-    workspace_size: int
+    complete: bool = False  # it was finalized: all threads have run new code, whatever their generation
+    links: str  # of base and references: the area serves again only where nothing has moved
+    generation: Generation
+    area: Address
+    mapped: list[tuple[Address, Size]]  # what we have mapped for it, the workspace left out
+    workspace: Address
+    workspace_size: Size
     code: CodeRange
-    gate: int
-    eh_frame: tuple[int, int] | None
-    trampolines: list[int]  # pages far away, for punned jumps
+    gate: Address
+    eh_frame: tuple[Address, Size] | None
+    trampolines: list[Address]  # pages far away, for punned jumps
     old: list[CodeRange]
     new: list[CodeRange]
     sites: list[SiteRecord]
@@ -106,18 +126,19 @@ class PatchRecord(Record):
 class Document(Record):
     """The whole state. generation: the highest number ever given to a thread."""
 
-    generation: int = 0
+    generation: Generation = 0
     patches: list[PatchRecord] = []
     pages: list[PageRecord] = []
     intent: Intent | None = None
 
     def find(self, name: str) -> PatchRecord | None:
-        """Return the patch of that name that is not retired."""
-        return next((p for p in self.patches if p.name == name and p.phase != "retired"), None)
+        """Return the patch of that name that threads may see."""
+        return next((p for p in self.patches if p.name == name and p.phase not in ("retired", *BEFORE_SWITCH)), None)
 
     def in_transition(self) -> PatchRecord | None:
         """Return the patch under way, if any: one transition at a time."""
-        return next((p for p in self.patches if p.phase not in ("finalized", "retired")), None)
+        resting = ("finalized", "retired", *BEFORE_SWITCH)
+        return next((p for p in self.patches if p.phase not in resting), None)
 
 
 def all_code(record: PatchRecord) -> list[CodeRange]:
@@ -143,6 +164,10 @@ class State:
         self._sequence = 0
         self.document = Document()
 
+    def has_room(self) -> bool:
+        """Tell whether the document may still grow by all that a transition adds."""
+        return len(self.document.model_dump_json()) < COPY_SIZE // 2
+
     def commit(self) -> None:
         """Make the document in memory the one in the target."""
         sequence = self._sequence + 1
@@ -160,12 +185,11 @@ class State:
         Raises:
             PodgraftError: FOREIGN_STATE when it is damaged or of another version.
         """
-        magic, version, start_time = _HEADER.unpack(self._memory.read(self.address, _HEADER.size))
-        if magic != MAGIC:
+        magic, version, address = _HEADER.unpack(self._memory.read(self.address, _HEADER.size))
+        if magic != MAGIC or address != self.address:
             return False
         if version != VERSION:
             raise PodgraftError(Reason.FOREIGN_STATE, f"the state in the process has version {version}")
-        del start_time  # differs from the process's own in a forked child, whose state is a true copy all the same
         self._sequence = struct.unpack("<Q", self._memory.read(self.address + _COMMIT_AT, 8))[0]
         copy = self.address + PAGE + (self._sequence & 1) * COPY_SIZE
         sequence, length, crc = _COPY_HEAD.unpack(self._memory.read(copy, _COPY_HEAD.size))
@@ -181,7 +205,7 @@ class State:
     def initialise(self) -> None:
         """Write header and first document into a fresh mapping; the magic comes last."""
         self.commit()
-        self._memory.write(self.address, _HEADER.pack(MAGIC, VERSION, self._process.start_time))
+        self._memory.write(self.address, _HEADER.pack(MAGIC, VERSION, self.address))
 
 
 def read_state(process: Process, memory: Memory, blk: Block | None) -> State | None:
@@ -196,20 +220,18 @@ def read_state(process: Process, memory: Memory, blk: Block | None) -> State | N
 def open_state(process: Process, memory: Memory, blk: Block, helper: Helper) -> State:
     """Return the state in the process, made new when there is none.
 
-    The root is set before the mapping exists, so that an engine killed in between leaks nothing.
+    The root is set before the mapping exists, so that an engine killed in between leaks nothing; what is mapped there
+    is ours only if it says so: the program may have taken the place.
     """
-    root = blk.root()
-    if root is None:
-        root = (gap_near(process.maps(), blk.address, MAPPING_SIZE + PAGE, NEAR) + PAGE, MAPPING_SIZE)
-        blk.set_root(*root)
-    address, size = root
-    mapped = next((m for m in process.maps() if m.start <= address < m.end), None)
-    if mapped is None:
-        map_fixed(helper, address - PAGE, size + PAGE, 0)
-        protect(helper, address, size, 3)
-    elif mapped.perms.startswith("---"):
-        protect(helper, address, size, 3)
-    state = State(process, memory, address)
-    if not state.load():
-        state.initialise()
-    return state
+    state = read_state(process, memory, blk)
+    if state is not None:
+        return state
+    for _ in range(PLACES_TO_TRY):
+        address = gap_near(process.maps(), blk.address, MAPPING_SIZE + PAGE, NEAR) + PAGE
+        blk.set_root(address, MAPPING_SIZE)
+        if try_map_fixed(helper, address - PAGE, MAPPING_SIZE + PAGE, PROT_NONE):
+            protect(helper, address, MAPPING_SIZE, PROT_RW)
+            state = State(process, memory, address)
+            state.initialise()
+            return state
+    raise PodgraftError(Reason.NO_ROOM_NEARBY, "the program maps memory faster than a place for the state is found")

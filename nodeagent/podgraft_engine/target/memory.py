@@ -56,6 +56,13 @@ class Memory:
         if written != len(data):
             raise self._error("write", address, len(data), OSError(errno.EIO, "short write"))
 
+    def same_program(self, address: int) -> bool:
+        """Tell whether the process still has the address space that we opened: an exec or a reused pid ends that."""
+        try:
+            return len(os.pread(self._fd, 1, address)) == 1
+        except OSError:
+            return False
+
     def peek(self, address: int, buffer: "ctypes.Array[ctypes.c_char]", size: int) -> int:
         """Copy up to size bytes into buffer with one system call; return how many, or -1."""
         local = _Iovec(ctypes.addressof(buffer), size)

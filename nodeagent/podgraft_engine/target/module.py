@@ -2,8 +2,9 @@
 """An ELF file as the target maps it: build id, load bias, exported symbols, function ranges from .eh_frame."""
 
 import os
+import re
 from functools import cached_property
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
@@ -13,6 +14,10 @@ from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.target.ehframe import EhFrame
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.proc import Mapping, Process, denied
+
+_HIDDEN: Final = 0x8000
+_LARGEST_TEXT: Final = 512 * 2**20
+_SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
 
 
 class Module:
@@ -37,22 +42,55 @@ class Module:
         """The unwind information of the file, None when it has none."""
         return EhFrame.of_elf(self.elf)
 
+    @cached_property
+    def signal_returns(self) -> list[int]:
+        """Addresses of `mov $15,%eax; syscall` (rt_sigreturn), to which every signal handler returns."""
+        found = []
+        for load in self.elf.iter_segments("PT_LOAD"):
+            if load["p_flags"] & 1 and load["p_filesz"] <= _LARGEST_TEXT:
+                text = load.data()
+                found += [self.bias + load["p_vaddr"] + m.start() for m in _SIGRETURN.finditer(text)]
+        return found
+
     def contains(self, address: int) -> bool:
         """Tell whether an address lies in executable memory of the file."""
         return any(m.start <= address < m.end and "x" in m.perms for m in self.mappings)
 
-    def export(self, name: str) -> tuple[int, bool] | None:
-        """Return run-time address of an exported symbol and whether it is an ifunc; None when it is not exported."""
+    def export(self, name: str, version: str | None) -> tuple[int, bool] | None:
+        """Return run-time address of an exported symbol and whether it is an ifunc; None when it is not exported.
+
+        Without a version the default one is meant (name@@VERSION), as for a program that is linked today.
+        """
         table: Any = self.elf.get_section_by_name(".dynsym")
-        for symbol in (table.get_symbol_by_name(name) or []) if table else []:
-            if symbol["st_shndx"] != "SHN_UNDEF" and symbol["st_info"]["bind"] in ("STB_GLOBAL", "STB_WEAK"):
-                kind: Any = symbol["st_info"]["type"]
-                return self.bias + symbol["st_value"], kind in ("STT_GNU_IFUNC", "STT_LOOS")
+        versions: Any = self.elf.get_section_by_name(".gnu.version")
+        definitions: Any = self.elf.get_section_by_name(".gnu.version_d")
+        for index, symbol in enumerate(table.iter_symbols() if table else ()):
+            if symbol.name != name or symbol["st_shndx"] == "SHN_UNDEF":
+                continue
+            if symbol["st_info"]["bind"] not in ("STB_GLOBAL", "STB_WEAK"):
+                continue
+            if not _version_fits(versions, definitions, index, version):
+                continue
+            kind: Any = symbol["st_info"]["type"]
+            return self.bias + symbol["st_value"], kind in ("STT_GNU_IFUNC", "STT_LOOS")
         return None
 
     def close(self) -> None:
         """Close the file."""
         self._stream.close()
+
+
+def _version_fits(versions: Any, definitions: Any, index: int, wanted: str | None) -> bool:
+    """Tell whether a symbol has the wanted version, or is the default one (LSB core, symbol versioning)."""
+    if versions is None:
+        return wanted is None
+    number = versions.get_symbol(index)["ndx"]
+    if isinstance(number, str):  # local or global: the object does not version this symbol
+        return wanted is None
+    if wanted is None:
+        return not number & _HIDDEN
+    auxiliaries = definitions.get_version(number & ~_HIDDEN)[1] if definitions else ()
+    return any(auxiliary.name == wanted for auxiliary in auxiliaries)
 
 
 def modules_of(process: Process) -> list[Module]:
@@ -97,6 +135,6 @@ def _open(process: Process, mappings: list[Mapping]) -> Module | None:
         return None
     try:
         return Module(stream, sorted(mappings, key=lambda m: m.start))
-    except (ELFError, StopIteration):
+    except (ELFError, StopIteration, ValueError, IndexError, KeyError, OverflowError):
         stream.close()
         return None

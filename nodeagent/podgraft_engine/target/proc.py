@@ -8,6 +8,7 @@ from pathlib import Path
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 
 _MAP_LINE = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)$")
+MAX_LISTINGS = 1000
 AT_HWCAP2 = 26
 HWCAP2_FSGSBASE = 1 << 1
 
@@ -35,6 +36,19 @@ class SleepState:
     pc: int
 
 
+@dataclass(frozen=True)
+class Thread:
+    """State letter and start time (clock ticks since boot) of one thread."""
+
+    state: str
+    start_time: int
+
+    @property
+    def runs(self) -> bool:
+        """Tell whether it is more than a zombie."""
+        return self.state not in "ZXx"
+
+
 class Process:
     """A process by pid, guarded against pid reuse by its start time.
 
@@ -55,13 +69,11 @@ class Process:
             raise Refusal(Reason.NO_SUCH_PROCESS, f"{pid} is a thread, not a process")
 
     def alive(self) -> bool:
-        """Tell whether the same process still runs (a zombie does not)."""
-        try:
-            text = (self.root / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
+        """Tell whether the same process still runs; its main thread may have ended before the others."""
+        main = self.thread(self.pid)
+        if main is None or main.start_time != self.start_time:
             return False
-        fields = text[text.rindex(")") + 2 :].split()
-        return int(fields[19]) == self.start_time and fields[0] not in "ZX"
+        return main.runs or any(t is not None and t.runs for t in map(self.thread, self.threads()))
 
     def gone(self) -> PodgraftError:
         """Return the error for a process that ended meanwhile."""
@@ -70,12 +82,43 @@ class Process:
     def living_thread(self) -> int:
         """Return a tid whose /proc files are usable: maps of an exited main thread are empty."""
         for tid in self.threads():
-            if self.state(tid) not in ("Z", "X", None):
+            thread = self.thread(tid)
+            if thread is not None and thread.runs:
                 return tid
         raise self.gone()
 
+    def every_thread(self) -> list[int]:
+        """List the thread ids, and none is missed: a thread that exits during a listing ends it (fs/proc, next_tid).
+
+        Raises:
+            PodgraftError: PROCESS_EXITED, BUSY when threads come and go too fast to be listed.
+        """
+        for _ in range(MAX_LISTINGS):
+            before, tids, after = self._thread_count(), self.threads(), self._thread_count()
+            if before == len(tids) == after:
+                return tids
+            if not self.alive():
+                raise self.gone()
+        raise PodgraftError(Reason.BUSY, f"the threads of process {self.pid} come and go too fast to be listed")
+
+    def _thread_count(self) -> int:
+        return int(self.status(self.pid).get("Threads", "0"))
+
+    def has(self, tid: int) -> bool:
+        """Tell whether a thread belongs to this process now."""
+        return (self.root / "task" / str(tid)).exists()
+
+    def thread(self, tid: int) -> "Thread | None":
+        """Return what stat tells of a thread, None when it has ended."""
+        try:
+            text = (self.root / "task" / str(tid) / "stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = text[text.rindex(")") + 2 :].split()
+        return Thread(fields[0], int(fields[19]))
+
     def threads(self) -> list[int]:
-        """List the thread ids."""
+        """List the thread ids; where one ends meanwhile, others may be missing (every_thread)."""
         try:
             return sorted(int(entry.name) for entry in (self.root / "task").iterdir())
         except (FileNotFoundError, ProcessLookupError):
@@ -84,29 +127,22 @@ class Process:
     def comm(self, tid: int) -> str:
         """Return the name of a thread, empty when it has ended."""
         try:
-            return (self.root / "task" / str(tid) / "comm").read_text().rstrip("\n")
+            return (self.root / "task" / str(tid) / "comm").read_text(errors="replace").rstrip("\n")
         except (FileNotFoundError, ProcessLookupError):
             return ""
 
     def status(self, tid: int) -> dict[str, str]:
         """Return /proc/PID/task/TID/status as a dictionary, empty when the thread has ended."""
         try:
-            text = (self.root / "task" / str(tid) / "status").read_text()
+            text = (self.root / "task" / str(tid) / "status").read_text(errors="replace")
         except (FileNotFoundError, ProcessLookupError):
             return {}
-        return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in text.split("\n"))}
 
     def state(self, tid: int) -> str | None:
         """Return the one-letter state of a thread (R, S, D, T, t, Z, X), None when it has ended."""
         text = self.status(tid).get("State")
         return text[0] if text else None
-
-    def thread_start(self, tid: int) -> int | None:
-        """Return the start time of a thread in clock ticks, None when it has ended."""
-        try:
-            return start_time_of(self.root / "task" / str(tid) / "stat")
-        except (FileNotFoundError, ProcessLookupError):
-            return None
 
     def sleeping_in(self, tid: int) -> SleepState | None:
         """Say where a thread sleeps in the kernel; None when it runs, nr -1 when it is blocked outside a call."""
@@ -125,12 +161,12 @@ class Process:
         """Return the memory map, in order of address."""
         path = self.root / "task" / str(self.living_thread()) / "maps"
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_bytes().decode(errors="replace").split("\n")
         except PermissionError:
             raise denied(self.pid) from None
         except (FileNotFoundError, ProcessLookupError):
             raise self.gone() from None
-        if not lines:  # the address space has gone before the threads
+        if lines == [""]:  # the address space has gone before the threads
             raise self.gone()
         result = []
         for line in lines:
@@ -143,9 +179,11 @@ class Process:
     def auxv(self) -> dict[int, int]:
         """Return the auxiliary vector (getauxval(3))."""
         try:
-            raw = (self.root / "auxv").read_bytes()
+            raw = (self.root / "task" / str(self.living_thread()) / "auxv").read_bytes()
         except PermissionError:
             raise denied(self.pid) from None
+        except (FileNotFoundError, ProcessLookupError):
+            raise self.gone() from None
         words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
         return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
 
@@ -157,5 +195,5 @@ def denied(pid: int) -> Refusal:
 
 def start_time_of(path: Path) -> int:
     """Return field 22 of a stat file: the start time in clock ticks since boot."""
-    text = path.read_text()
+    text = path.read_text(errors="replace")
     return int(text[text.rindex(")") + 2 :].split()[19])

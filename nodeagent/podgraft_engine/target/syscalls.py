@@ -63,6 +63,7 @@ RESTARTS_AS_IS: Final = {
     73: "flock",
     130: "rt_sigsuspend",
     202: "futex",
+    219: "restart_syscall",  # what poll, nanosleep and timed futexes have become after somebody looked at them
     230: "clock_nanosleep",
     247: "waitid",
     270: "pselect6",
@@ -71,7 +72,7 @@ RESTARTS_AS_IS: Final = {
     **EINTR_WITH_TIMEOUT,
 }
 # Relative timeouts go through the restart block: still exact, but a second choice for a carrier.
-RESTART_BLOCK: Final = {35, 230, 7}
+RESTART_BLOCK: Final = {35, 230, 7, RESTART_SYSCALL}
 NO_HANDLER_RESTART: Final = {23, 34, 130, 270, 271, 70}
 
 

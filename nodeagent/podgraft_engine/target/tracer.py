@@ -114,11 +114,21 @@ class Held:
             self.set_regs()
 
 
+@dataclass
+class Holds:
+    """All holds of this engine, also those that came to nothing."""
+
+    longest_us: float = 0.0
+
+
+holds = Holds()
+
+
 def handler_pending(tid: int) -> bool:
     """Tell whether a signal is pending that the thread does not block and has a handler for (proc(5), status)."""
     masks = {"SigPnd": 0, "ShdPnd": 0, "SigBlk": 0, "SigCgt": 0}
     with suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{tid}/status").read_text().splitlines():
+        for line in Path(f"/proc/{tid}/status").read_text(errors="replace").split("\n"):
             key, _, value = line.partition(":")
             if key in masks:
                 masks[key] = int(value, 16)
@@ -153,6 +163,7 @@ def hold(tid: int) -> Iterator[Held]:
         finally:
             let_go(tid)
             held.held_us = (time.perf_counter() - stopped) * 1e6
+            holds.longest_us = max(holds.longest_us, held.held_us)
 
 
 def let_go(tid: int, signo: int = 0) -> None:

@@ -6,44 +6,71 @@ now no site leads there any more, so each thread has only to be seen outside onc
 """
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
+from podgraft_engine.target.ehframe import RSP
 from podgraft_engine.target.proc import Process
 from podgraft_engine.target.tracer import NotHeld, hold
-from podgraft_engine.threads.mover import Stacks
-from podgraft_engine.threads.stack import Forbidden
+from podgraft_engine.threads.mover import Stacks, Unwinder, frame_of
+from podgraft_engine.threads.stack import Forbidden, Frame, judge
 
-PAUSE_S: Final = 0.001
+FIRST_PAUSE_S: Final = 0.001
+LONGEST_PAUSE_S: Final = 0.1
 
 
-def drained(process: Process, stacks: Stacks, forbidden: Forbidden, ours: set[int], deadline: float) -> bool:
-    """Wait until every thread was seen with neither pc nor a saved pc in the given code; False at the deadline.
+def drained(looker: "Looker", ours: set[int], deadline: float, keep_alive: Callable[[], None]) -> bool:
+    """Wait until every thread was seen outside of the given code; False when time.monotonic() passes the deadline.
 
-    Sleeping threads are read from outside; only running ones are held, each alone.
+    Sleeping threads are read from outside; only running ones are held, each alone, less and less often.
     """
-    left = {tid for tid in process.threads() if tid not in ours}
+    left = {tid for tid in looker.process.every_thread() if tid not in ours}
+    pause = FIRST_PAUSE_S
     while left:
-        stacks.refresh()
-        left = {tid for tid in left if tid in process.threads() and not _outside(process, stacks, forbidden, tid)}
+        looker.stacks.refresh()
+        left = {tid for tid in left if not looker.is_outside(tid)}
         if left and time.monotonic() > deadline:
             return False
         if left:
-            time.sleep(PAUSE_S)
+            keep_alive()
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
     return True
 
 
-def _outside(process: Process, stacks: Stacks, forbidden: Forbidden, tid: int) -> bool:
-    sleep = process.sleeping_in(tid)
-    if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
-        return _clear(stacks, forbidden, sleep.pc, sleep.sp, None) and process.sleeping_in(tid) == sleep
-    try:
-        with hold(tid) as held:
-            return _clear(stacks, forbidden, held.regs.rip, held.regs.rsp, held.regs.fs_base)
-    except NotHeld as reason:
-        return reason.gone
+@dataclass(frozen=True)
+class Looker:
+    """Says of single threads whether they are outside of some code."""
 
+    process: Process
+    stacks: Stacks
+    unwinder: Unwinder
+    code: Forbidden
 
-def _clear(stacks: Stacks, forbidden: Forbidden, pc: int, sp: int, fs_base: int | None) -> bool:
-    top = stacks.top(sp, fs_base)
-    read = stacks.read(sp, top) if top is not None else None
-    return forbidden.at_pc(pc) is None and read is not None and forbidden.scan(*read) is None
+    def is_outside(self, tid: int) -> bool:
+        """Tell whether a thread is outside, or has ended."""
+        thread = self.process.thread(tid)
+        if thread is None or not thread.runs:
+            return True
+        sleep = self.process.sleeping_in(tid)
+        if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
+            return self._clear(Frame(sleep.pc, {RSP: sleep.sp}), None) and self.process.sleeping_in(tid) == sleep
+        try:
+            with hold(tid) as held:
+                frame, fs_base = frame_of(held), held.regs.fs_base
+                read = self._read(frame, fs_base)
+                clear = self.code.at_pc(frame.pc) is None and read is not None and self.code.scan(*read) is None
+        except NotHeld as reason:
+            return reason.gone
+        # A stale word: the unwind of what was read decides, now that the thread runs again.
+        return clear or (read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent)
+
+    def _clear(self, frame: Frame, fs_base: int | None) -> bool:
+        read = self._read(frame, fs_base)
+        return read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent
+
+    def _read(self, frame: Frame, fs_base: int | None) -> tuple[bytearray, int] | None:
+        sp = frame.registers[RSP]
+        top = self.stacks.top(sp, fs_base)
+        return self.stacks.read(sp, top) if top is not None else None

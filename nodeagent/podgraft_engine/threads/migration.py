@@ -15,6 +15,7 @@ FIRST_PAUSE_S: Final = 0.0005
 LONGEST_PAUSE_S: Final = 0.1
 REPORT_AFTER_S: Final = 0.25
 REPORT_EVERY_S: Final = 1.0
+KEEP_ALIVE_S: Final = 0.5
 
 Emit = Callable[[Event], None]
 ThreadKey = tuple[int, int]
@@ -22,11 +23,10 @@ ThreadKey = tuple[int, int]
 
 @dataclass
 class Tally:
-    """What has been reached: threads that are on the generation, the ways they went, the longest hold."""
+    """What has been reached: threads that are on the generation, the ways they went, who is waited for."""
 
     done: set[ThreadKey] = field(default_factory=set)
     how: Counter[str] = field(default_factory=Counter)
-    max_held_us: float = 0.0
     waiting: list[Waiting] = field(default_factory=list)
 
 
@@ -42,24 +42,27 @@ class Migration:
     """One pass over all threads at a time, each alone; new threads are found by listing again.
 
     Args:
-        ours: thread ids that are not the program's (the helper).
+        helper: tid of our own thread, and what to call now and then so that it does not leave for want of work.
     """
 
-    def __init__(self, process: Process, stacks: Stacks, mover: Mover, emit: Emit, ours: set[int]) -> None:
+    def __init__(
+        self, process: Process, stacks: Stacks, mover: Mover, emit: Emit, helper: tuple[int, Callable[[], None]]
+    ) -> None:
         self._process = process
         self._stacks = stacks
         self._mover = mover
         self._emit = emit
-        self._ours = ours
+        self._ours = {helper[0]}
+        self._helper_works = helper[1]
+        self._alive_at = time.monotonic()
         self._late: dict[ThreadKey, _Straggler] = {}
         self.tally = Tally()
 
-    def run(self, deadline: float, keep_alive: Callable[[], None]) -> bool:
+    def run(self, deadline: float) -> bool:
         """Migrate until all are done (True) or time.monotonic() passes the deadline (False).
 
         Args:
             deadline: on the clock of time.monotonic.
-            keep_alive: called between passes, so that the helper does not leave for want of work.
 
         Raises:
             PodgraftError: PROCESS_EXITED, GS_BASE_IN_USE.
@@ -69,7 +72,7 @@ class Migration:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            keep_alive()
+            self._keep_alive()
             pauses = [late.next_try for late in self._late.values()]
             wait = min(pauses, default=0.0) - time.monotonic()
             time.sleep(min(max(wait, 0.0002), LONGEST_PAUSE_S))
@@ -89,16 +92,21 @@ class Migration:
             late = self._late.get(key)
             if late is None or late.next_try <= time.monotonic():
                 self._try(key, len(keys))
+            if time.monotonic() - self._alive_at > KEEP_ALIVE_S:
+                self._keep_alive()
         return False
 
+    def _keep_alive(self) -> None:
+        self._helper_works()
+        self._alive_at = time.monotonic()
+
     def _list(self) -> list[ThreadKey]:
-        keys = [(tid, self._process.thread_start(tid)) for tid in self._process.threads() if tid not in self._ours]
-        return [(tid, start) for tid, start in keys if start is not None]
+        found = [(tid, self._process.thread(tid)) for tid in self._process.every_thread() if tid not in self._ours]
+        return [(tid, thread.start_time) for tid, thread in found if thread is not None and thread.runs]
 
     def _try(self, key: ThreadKey, total: int) -> None:
         tid = key[0]
         outcome = self._mover.attempt(tid)
-        self.tally.max_held_us = max(self.tally.max_held_us, outcome.held_us)
         if outcome.gone:
             self._late.pop(key, None)
         elif outcome.verdict.quiescent:

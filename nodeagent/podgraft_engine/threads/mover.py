@@ -65,13 +65,18 @@ class Unwinder:
 
 
 class Stacks:
-    """Reads stacks into one buffer that is there before anybody is held."""
+    """Reads stacks into one buffer that is there before anybody is held. block: an address that stays mapped."""
 
-    def __init__(self, process: Process, memory: Memory) -> None:
+    def __init__(self, process: Process, memory: Memory, block: int) -> None:
         self._process = process
         self._memory = memory
+        self._block = block
         self._buffer = bytearray(MAX_STACK)
         self.refresh()
+
+    def same_program(self) -> bool:
+        """Tell whether the process still runs the program that we opened."""
+        return self._memory.same_program(self._block)
 
     def refresh(self) -> None:
         """Read the memory map again: new threads have new stacks."""
@@ -94,7 +99,7 @@ class Stacks:
     def read(self, sp: int, top: int) -> tuple[bytearray, int] | None:
         """Read [sp, top); the buffer is valid until the next call. None when it is too large or unreadable."""
         size = top - sp
-        if not 0 < size <= MAX_STACK:
+        if not 0 < size <= MAX_STACK or sp % 8:
             return None
         view = (ctypes.c_char * size).from_buffer(self._buffer)
         return (self._buffer, size) if self._memory.peek(sp, view, size) == size else None
@@ -108,12 +113,14 @@ class Stacks:
 class Rule:
     """When a thread may change generation.
 
-    forbidden: code that must not be on its stack. generation: where it goes. old_below: when reverting, a thread with
-    a lower generation has never left the old code, and needs no look at its stack.
+    forbidden: code that must not be on its stack. generation: where it goes. old_below: when an unfinished patch is
+    reverted, a thread with a lower generation has never left the old code and needs no look at its stack. reverting: a
+    generation beyond ours, the program's own value, means old code.
     """
 
     forbidden: Forbidden
     generation: int
+    reverting: bool = False
     old_below: int | None = None
 
 
@@ -180,7 +187,9 @@ class Mover:
         verdict = _GONE
         try:
             with hold(tid) as held:
-                frame = _frame_of(held)
+                frame = frame_of(held)
+                if not self._process.has(tid) or not self._stacks.same_program():
+                    raise self._process.gone()
                 how, verdict = self._decide(held, frame, how)
         except NotHeld as reason:
             return Outcome(Verdict(quiescent=False, why=reason.why), gone=reason.gone, syscall=call)
@@ -195,8 +204,8 @@ class Mover:
             return "inherited", QUIESCENT
         if generation > rule.generation:
             # No generation of ours: the program's own value. Beyond the gate it means old code.
-            if rule.old_below is not None:
-                return how, QUIESCENT
+            if rule.reverting:
+                return how, self._check(held, frame) if rule.old_below is None else QUIESCENT
             raise PodgraftError(Reason.GS_BASE_IN_USE, f"thread {held.tid} has GS base {generation:#x}")
         verdict = QUIESCENT
         if rule.old_below is None or generation >= rule.old_below:
@@ -220,7 +229,8 @@ class Mover:
             judge(self._forbidden, frame, *self._last_stack, self._unwinder.row)
 
 
-def _frame_of(held: Held) -> Frame:
+def frame_of(held: Held) -> Frame:
+    """Return what unwinding starts from."""
     regs = held.regs
     numbers = {3: regs.rbx, 6: regs.rbp, 7: regs.rsp, 12: regs.r12, 13: regs.r13, 14: regs.r14, 15: regs.r15}
     return Frame(regs.rip, numbers)
