@@ -2,16 +2,18 @@
  * often the version changed from one call to the next: a migration is one change, more means that generations were mixed.
  * Some threads run hot, some sleep between calls in a system call, one sits inside a replaced function when told so.
  * Commands on standard input, answers on standard output.
- *   usage: pairs HOT SLEEPING */
+ *   usage: pairs HOT SLEEPING [FOREVER]   FOREVER: threads that sleep in poll without an end */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -99,8 +101,24 @@ static void *work(void *arg)
 	return NULL;
 }
 
+static void *forever(void *arg)
+{
+	poll(NULL, 0, -1);
+	return arg;
+}
+
+static void handler(int signo)
+{
+	(void)signo;
+	sleep(3);
+}
+
 static void *lingerer(void *arg)
 {
+	/* an alternate stack inside the thread's own: frames lie below the handler's stack pointer */
+	char alternate[65536];
+	stack_t stack = {.ss_sp = alternate, .ss_size = sizeof alternate};
+	sigaltstack(&stack, NULL);
 	struct thread *t = arg;
 	t->tid = (int)syscall(SYS_gettid);
 	while (!stop) {
@@ -133,8 +151,10 @@ static void report(void)
 
 int main(int argc, char **argv)
 {
-	if (argc > 5)
+	if (argc > 8)
 		return unused(argc);
+	struct sigaction action = {.sa_handler = handler, .sa_flags = SA_ONSTACK | SA_RESTART};
+	sigaction(SIGUSR2, &action, NULL);
 	int hot = argc > 1 ? atoi(argv[1]) : 2, sleeping = argc > 2 ? atoi(argv[2]) : 2;
 	for (count = 0; count < hot + sleeping && count < MAX - 1; count++) {
 		threads[count].hot = count < hot;
@@ -142,6 +162,10 @@ int main(int argc, char **argv)
 	}
 	pthread_create(&threads[count].id, NULL, lingerer, &threads[count]);
 	count++;
+	for (int i = 0; i < (argc > 3 ? atoi(argv[3]) : 0); i++) {
+		pthread_t id;
+		pthread_create(&id, NULL, forever, NULL);
+	}
 	printf("ready\n");
 	fflush(stdout);
 	char line[64];
@@ -153,6 +177,13 @@ int main(int argc, char **argv)
 			printf("lingering\n");
 		} else if (!strncmp(line, "tid", 3)) {
 			printf("%d\n", threads[count - 1].tid);
+		} else if (!strncmp(line, "handle", 6)) {
+			pthread_kill(threads[count - 1].id, SIGUSR2);
+			usleep(50000);
+			printf("handling\n");
+		} else if (!strncmp(line, "name", 4)) {
+			prctl(PR_SET_NAME, "caf\xc3");
+			printf("named\n");
 		} else if (!strncmp(line, "report", 6)) {
 			report();
 		} else if (!strncmp(line, "quit", 4)) {

@@ -1,0 +1,4 @@
+int left(int x)
+{
+	return x * 3 + 2;
+}
