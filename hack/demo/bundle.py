@@ -9,23 +9,32 @@ NAME = "redis-cve-2025-32023"
 
 
 def ensure() -> Path:
-    """Return the bundle file; `podgraft build` makes it when sources or builder have changed.
+    """Return the bundle of the demo's fix.
 
     Raises:
         ToolFailedError: the build refuses or fails.
     """
     source = redis.prepare()
-    key = digest_of(str(source.built), REPOSITORY / "builder", REPOSITORY / "bundle")
-    file = cache() / "demo" / key / f"{NAME}.graft"
+    return build(source, NAME, source.fix, "--cve", redis.CVE)
+
+
+def build(source: redis.Redis, name: str, patch: Path, *options: str) -> Path:
+    """Return a bundle file; `podgraft build` makes it when sources, patch or builder have changed.
+
+    Raises:
+        ToolFailedError: the build refuses or fails.
+    """
+    key = digest_of(str(source.built), name, patch, REPOSITORY / "builder", REPOSITORY / "bundle")
+    file = cache() / "demo" / key / f"{name}.graft"
     with lock("demo-bundle"):
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
             partial = file.with_suffix(".partial")
-            with step("podgraft build: the fix of CVE-2025-32023 as a bundle"):
+            with step(f"podgraft build: {name}"):
                 run(
-                    REPOSITORY / ".venv/bin/podgraft", "build", "--source", source.tree, "--patch", source.fix,
+                    REPOSITORY / ".venv/bin/podgraft", "build", "--source", source.tree, "--patch", patch,
                     "--build", redis.BUILD, "--binary", redis.BINARY, "--running", source.server,
-                    "--name", NAME, "--cve", redis.CVE, "--output", partial,
+                    "--name", name, "--output", partial, *options,
                     log=cache() / "log" / "bundle.log",
                 )  # fmt: skip
             partial.rename(file)
