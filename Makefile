@@ -93,6 +93,14 @@ demo: prepare ## Patch three Redis pods under load, and show what happened (KEEP
 demo-local: install ## The same with one process and no cluster
 	@$(BIN)/python -m hack.demo --local
 
+.PHONY: bench
+bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
+	@$(BIN)/python bench/gaps.py
+
+.PHONY: asm
+asm: ## Assemble the engine's block anew from its source
+	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o
+
 .PHONY: crds
 crds: $(STAMP) ## Write crds/ anew from the models
 	$(BIN)/python -m podgraft_api.crd

@@ -1,0 +1,54 @@
+"""Invariants of the design that can be watched from outside while an engine works."""
+
+import threading
+from pathlib import Path
+
+from conftest import Target, engine
+
+
+class Watcher(threading.Thread):
+    """Reads the states of all threads again and again; keeps the largest number of traced stops seen at once."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._tasks = Path(f"/proc/{pid}/task")
+        self.most = self.looks = 0
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            stopped = 0
+            for task in self._tasks.iterdir():
+                try:
+                    text = (task / "stat").read_text()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                stopped += text[text.rindex(")") + 2] in "tT"
+            self.most = max(self.most, stopped)
+            self.looks += 1
+
+
+def test_never_more_than_one_thread_is_held(target: Target, bundle: str) -> None:
+    """Invariant 1, seen by a watcher during three cycles."""
+    watcher = Watcher(target.pid)
+    watcher.start()
+    for _ in range(3):
+        assert engine(target.pid, op="apply", bundle=bundle).code == 0
+        assert engine(target.pid, op="revert", name="pairs-2").code == 0
+    watcher.done.set()
+    watcher.join()
+    assert watcher.looks > 100
+    assert watcher.most <= 1
+
+
+def test_replaced_bytes_lie_inside_one_instruction(target: Target, bundle: str) -> None:
+    """Invariant 4: what differs from the file's text is one short piece in each function, or in padding behind one."""
+    before = target.text()
+    sites = engine(target.pid, op="check", bundle=bundle).last["sites"]
+    assert engine(target.pid, op="apply", bundle=bundle).code == 0
+    after = target.text()
+    changed = [index for index, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    starts = [index for index in changed if index - 1 not in changed]
+    assert len(starts) <= 2 * len(sites)
+    assert all(len([c for c in changed if start <= c < start + 5]) <= 5 for start in starts)
+    assert len(changed) <= 7 * len(sites)
