@@ -84,12 +84,14 @@ class Target:
         return sorted(int(entry.name) for entry in Path(f"/proc/{self.pid}/task").iterdir())
 
     def text(self) -> bytes:
-        """Return the program's executable bytes as they are in memory."""
+        """Return the program's executable bytes as they are in memory (page clones lie below the program)."""
+        mine = [line.split() for line in self.maps() if line.endswith(str(self.program))]
+        base = next(int(words[0].split("-")[0], 16) for words in mine if words[2] == "00000000")
+        result = b""
         with Path(f"/proc/{self.pid}/mem").open("rb") as memory:
-            result = b""
-            for line in self.maps():
-                if line.endswith(str(self.program)) and " r-xp " in line:
-                    start, end = (int(x, 16) for x in line.split()[0].split("-"))
+            for words in mine:
+                start, end = (int(x, 16) for x in words[0].split("-"))
+                if words[1] == "r-xp" and start > base:
                     memory.seek(start)
                     result += memory.read(end - start)
         return result
