@@ -16,7 +16,7 @@ from hack.sources import redis
 from hack.tools import cache
 
 pytestmark = pytest.mark.cluster
-NAME = "redis-debug"
+NAME = "redis-call"
 SLEEP_SECONDS = 25
 Json = dict[str, Any]
 
@@ -32,15 +32,15 @@ spec:
 """
 
 
-def debug_patch() -> Path:
-    """Make a patch of the function behind DEBUG, so that DEBUG SLEEP holds a thread inside a replaced function."""
-    source = (redis.prepare().tree / "src" / "debug.c").read_text().splitlines(keepends=True)
-    start = next(i for i, line in enumerate(source) if line.startswith("void debugCommand(client *c)"))
+def call_patch() -> Path:
+    """Make a patch of the function that calls every command, so that DEBUG SLEEP holds a thread inside it."""
+    source = (redis.prepare().tree / "src" / "server.c").read_text().splitlines(keepends=True)
+    start = next(i for i, line in enumerate(source) if line.startswith("void call(client *c, int flags) {"))
     extra = '    if (c->argc == 4242) serverLog(LL_WARNING, "4242 arguments");\n'
     fixed = [*source[: start + 1], extra, *source[start + 1 :]]
-    patch = cache() / "test" / "debug.patch"
+    patch = cache() / "test" / "call.patch"
     patch.parent.mkdir(exist_ok=True)
-    patch.write_text("".join(difflib.unified_diff(source, fixed, "a/src/debug.c", "b/src/debug.c")))
+    patch.write_text("".join(difflib.unified_diff(source, fixed, "a/src/server.c", "b/src/server.c")))
     return patch
 
 
@@ -53,7 +53,7 @@ def shop(kubectl: Kubectl) -> Iterator[Kubectl]:
     for word in ("--enable-debug-command", "local"):
         kubectl.run("patch", "deployment/redis", "--type=json", "-p", allow % word)
     kubectl.run("rollout", "status", "deployment/redis", "--timeout=120s")
-    file = bundle.build(redis.prepare(), NAME, debug_patch())
+    file = bundle.build(redis.prepare(), NAME, call_patch())
     kubectl.run("create", "configmap", NAME, f"--from-file=bundle.graft={file}")
     yield kubectl
     kubectl.run("delete", "namespace", on_cluster.NAMESPACE, "--timeout=120s")
@@ -101,11 +101,13 @@ def straggler(kubectl: Kubectl, pod: str) -> Json | None:
     return next((one for one in named if one["pod"] == pod), None)
 
 
-def system_pod(kubectl: Kubectl, component: str, node: str | None = None) -> Json:
-    """Return the pod of the operator, or of the agent of a node."""
+def system_pod(kubectl: Kubectl, component: str, node: str | None = None) -> Json | None:
+    """Return the pod of the operator, or of the agent of a node; None between an old one and a new one."""
     system = Kubectl(kubectl.kubeconfig, on_cluster.SYSTEM)
     pods = system.json("get", "pods", f"--selector=app.kubernetes.io/component={component}")["items"]
-    return next(p for p in pods if node in (None, p["spec"]["nodeName"]) and "deletionTimestamp" not in p["metadata"])
+    alive = (p["metadata"] for p in pods if "deletionTimestamp" not in p["metadata"])
+    nodes = {p["metadata"]["name"]: p["spec"].get("nodeName") for p in pods}
+    return next((metadata for metadata in alive if node in (None, nodes[metadata["name"]])), None)
 
 
 def node_of(kubectl: Kubectl, pod: str) -> str:
@@ -115,27 +117,31 @@ def node_of(kubectl: Kubectl, pod: str) -> str:
 def test_a_straggler_is_named_while_the_others_migrate(shop: Kubectl, held: str) -> None:
     """The status says who, where and in which call; the two other pods are done, and six of the seven threads."""
     one = until("a straggler", lambda: straggler(shop, held))
-    assert one["function"] == "debugCommand"
+    assert one["function"] == "call"
     assert one["name"] == "redis-server"
     assert one["syscall"] in {"nanosleep", "clock_nanosleep", "restart_syscall"}
     assert one["tid"] > 0
     until("20 of 21 threads", lambda: live_patch(shop)["status"]["summary"]["threads"] == "20/21")
     shown = shop.run("describe", "livepatch", NAME).decode()
-    assert "debugCommand" in shown
+    assert "redis-server" in shown
 
 
 def test_the_agent_is_deleted_in_the_middle(shop: Kubectl, held: str) -> None:
     """The next agent of the node reads the process and goes on."""
     until("a straggler", lambda: straggler(shop, held))
     node = node_of(shop, held)
-    old = system_pod(shop, "agent", node)["metadata"]
+    old = system_pod(shop, "agent", node)
+    assert old is not None
     system = Kubectl(shop.kubeconfig, on_cluster.SYSTEM)
     system.run("delete", "pod", old["name"], "--wait=false")
-    until("a new agent", lambda: system_pod(shop, "agent", node)["metadata"]["uid"] != old["uid"])
+    until("a new agent", lambda: (system_pod(shop, "agent", node) or old)["uid"] != old["uid"])
 
 
 def test_the_operator_is_deleted_in_the_middle(shop: Kubectl, held: str) -> None:
     """The next operator finds everything in the resources."""
     until("a straggler", lambda: straggler(shop, held))
     system = Kubectl(shop.kubeconfig, on_cluster.SYSTEM)
-    system.run("delete", "pod", system_pod(shop, "operator")["metadata"]["name"], "--wait=false")
+    old = system_pod(shop, "operator")
+    assert old is not None
+    system.run("delete", "pod", old["name"], "--wait=false")
+    until("a new operator", lambda: (system_pod(shop, "operator") or old)["uid"] != old["uid"])
