@@ -50,11 +50,17 @@ class Finder:
         self._modules.forget_beyond(10_000)
         for container, pids in self.processes(wanted).items():
             for pid in sorted(pids):
+                began = 0
                 try:
                     began = start_time(self._proc, pid)
                     modules = self._modules.read(pid)
                     if start_time(self._proc, pid) != began:
                         continue
+                except PermissionError:
+                    # Not "nothing to patch": the engine will be refused as well, and says so with the reason.
+                    for build_id in wanted[container]:
+                        result[container, build_id].append(Found(pid, began, 0))
+                    continue
                 except OSError:
                     continue  # it ended while we looked; or a zombie, which maps nothing
                 for build_id in wanted[container] & modules.build_ids:

@@ -139,7 +139,7 @@ class Node:
     def _overruled(self, item: Item) -> ItemReport | None:
         """Answer a revert that must not happen: another LivePatch wants the same patch in the same pod."""
         for other in self.items.values():
-            same = (other.pod.uid, other.bundle.name) == (item.pod.uid, item.bundle.name)
+            same = (other.pod.uid, other.bundle.digest) == (item.pod.uid, item.bundle.digest)
             if same and item.desired is Desired.REVERTED and other.desired is Desired.APPLIED:
                 owner = f"{other.live_patch.namespace}/{other.live_patch.name}"
                 return ItemReport(
@@ -158,5 +158,10 @@ class Node:
 
 
 def _prior(body: dict[str, Any]) -> Prior:
-    status = NodePatchStatus.model_validate(body.get("status") or {})
+    try:
+        status = NodePatchStatus.model_validate(body.get("status") or {})
+    except ValidationError as error:
+        # An agent of another version wrote it; the processes themselves say where they stand.
+        log.warning("the status before is not understood", error=str(error))
+        return {}
     return {(item.id, one.pid, one.start_time): one for item in status.items for one in item.processes}

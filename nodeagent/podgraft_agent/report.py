@@ -17,7 +17,9 @@ def item_phase(desired: Desired, phases: Iterable[Phase]) -> Phase:
     for phase in (*MOVING, *BROKEN):
         if phase in there:
             return phase
-    return DONE[desired] if there else Phase.NOT_APPLICABLE
+    if not there:
+        return Phase.NOT_APPLICABLE
+    return DONE[desired] if there == {DONE[desired]} else Phase.PENDING
 
 
 def item_report(item: Item, processes: Iterable[ProcessReport], *, looked: bool) -> ItemReport:

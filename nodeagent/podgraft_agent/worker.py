@@ -20,6 +20,9 @@ from podgraft_kube.client import UNAVAILABLE, ApiError
 FIRST_RETRY_SECONDS = 1.0
 # Threads left behind may leave at any time; a refusal seldom heals without a human.
 MAX_RETRY_SECONDS = {ExitCode.DEADLINE: 15.0}
+# A process may have replaced itself, or lost its patch with an unloaded library: the process is asked again.
+LOOK_AGAIN_SECONDS = 300.0
+LONGEST_RUN_SECONDS = 30.0
 MAX_TROUBLE_SECONDS = 120.0
 GONE = frozenset({Reason.NO_SUCH_PROCESS, Reason.PROCESS_EXITED, Reason.MODULE_NOT_MAPPED})
 
@@ -91,17 +94,18 @@ class Worker:
         """Do one engine run; return seconds until the next, 0 for none until poked, None when the process is gone."""
         try:
             outcome = await self._engine(goal)
-        except (PodgraftError, ApiError, *UNAVAILABLE) as error:
-            reason = error.reason if isinstance(error, PodgraftError) else "BundleNotFetched"
-            self.progress.broken(Phase.FAILED, str(reason), str(error))
-            return self._backoff(MAX_TROUBLE_SECONDS)
+        except (PodgraftError, ApiError, OSError, ValueError, *UNAVAILABLE) as error:
+            return self._trouble(goal, error)
         trouble = outcome.trouble
         if trouble is not None and trouble.reason in GONE:
             return None
+        if goal != self.goal:
+            return 0.0  # what was done is no longer what is wanted; run() goes straight on to the new goal
         if outcome.code is ExitCode.DONE or (goal.desired is Desired.REVERTED and _not_applied(trouble)):
             self.progress.done(goal.desired)
             self._failures = 0
-            return 0.0
+            self._look_first = True
+            return LOOK_AGAIN_SECONDS
         if outcome.code is ExitCode.DEADLINE:
             self.progress.late(trouble)
             return self._backoff(MAX_RETRY_SECONDS[ExitCode.DEADLINE])
@@ -122,7 +126,8 @@ class Worker:
                 start_time=self.found.start_time,
                 bundle=str(path) if path is not None else None,
                 name=goal.bundle.name if goal.desired is Desired.REVERTED else None,
-                deadline=goal.deadline,
+                # A short run frees its place for others of the node; the next one goes on where it stopped.
+                deadline=min(goal.deadline, LONGEST_RUN_SECONDS),
             )
             began = time.monotonic()
             self.progress.begin_run()
@@ -146,6 +151,17 @@ class Worker:
         heard: list[Event] = []
         outcome = await self._tools.run(request, heard.append)
         return outcome.code is ExitCode.DONE and self.progress.adopt(goal.desired, goal.bundle, heard)
+
+    def _trouble(self, goal: Goal, error: Exception) -> float:
+        """Tell what kept the engine from running: no bundle, no child, no space, a line that makes no sense."""
+        reason = str(Reason.INTERNAL)
+        if isinstance(error, PodgraftError):
+            reason = str(error.reason)
+        elif isinstance(error, (ApiError, *UNAVAILABLE)):
+            reason = "BundleNotFetched"
+        if goal == self.goal:
+            self.progress.broken(Phase.FAILED, reason, f"{type(error).__name__}: {error}")
+        return self._backoff(MAX_TROUBLE_SECONDS)
 
     def _hear(self, event: Event) -> None:
         self.progress.hear(event)

@@ -68,6 +68,11 @@ class Transition:
             if record.phase == "finalized":
                 self._abandon(record)
                 record = self._start(bundle)
+            elif record.phase in ("reverting", "restoring"):
+                # A revert that was called off: it has begun, so it is finished first.
+                self._reverse(record)
+                self._reopen()
+                record = self._start(bundle)
         tally = self._complete(record)
         self._say_finalized(record, tally)
         self._helper.dismiss()
@@ -130,8 +135,6 @@ class Transition:
             raise Refusal(
                 Reason.CONFLICTING_PATCH, f"{known.name} version {known.version} is in the process; revert it"
             )
-        if known is not None and known.phase in ("reverting", "restoring"):
-            raise Refusal(Reason.BUSY, f"{known.name} is being reverted; finish that first")
         return known
 
     def _record(self, name: str) -> PatchRecord:
@@ -178,6 +181,10 @@ class Transition:
         record.served = True
         self._set_phase(record, "switching")
         return record
+
+    def _reopen(self) -> None:
+        """Let an inspection see the state as it is now."""
+        self._target.state = self._open_state
 
     def _abandon(self, record: PatchRecord) -> None:
         """Give up a patch whose sites are gone: its module was unloaded, or somebody wrote over them."""

@@ -79,12 +79,12 @@ class Controller:
             try:
                 await self._reconcile(key)
             except ApiError as error:
-                if error.status not in {404, 409}:
-                    # The rest of the round is not lost, only late.
-                    self.world.dirty.update(keys[index:])
-                    raise
-                log.info("changed while it was looked at", live_patch="/".join(key), error=error.reason)
-                self.world.mark(key)
+                # One resource that cannot be written must not keep the others waiting; the next tick tries it again.
+                log.warning("not reconciled", live_patch="/".join(key), error=str(error))
+                if error.status in {404, 409}:
+                    self.world.mark(key)
+            except ValidationError:
+                log.exception("not reconciled: the cluster holds what the models forbid", live_patch="/".join(key))
             except UNAVAILABLE:
                 self.world.dirty.update(keys[index:])
                 raise

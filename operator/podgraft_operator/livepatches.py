@@ -50,7 +50,7 @@ async def emit(kube: Kube, body: Body, kind: str, reason: str, message: str) -> 
     event = {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": f"{meta['name'][:200]}.{uuid.uuid4().hex}", "namespace": meta["namespace"]},
+        "metadata": {"name": f"{meta['name'][:200].rstrip('.-')}.{uuid.uuid4().hex}", "namespace": meta["namespace"]},
         "involvedObject": {
             "apiVersion": API_VERSION,
             "kind": "LivePatch",
@@ -69,6 +69,4 @@ async def emit(kube: Kube, body: Body, kind: str, reason: str, message: str) -> 
     try:
         await kube.create(f"/api/v1/namespaces/{meta['namespace']}/events", event)
     except ApiError as error:
-        if error.status not in {403, 404, 409}:
-            raise
         log.warning("event not accepted", live_patch=meta["name"], reason=reason, error=str(error))

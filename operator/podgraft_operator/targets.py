@@ -40,6 +40,10 @@ class Pod:
         return PodRef(namespace=self.namespace, name=self.name, uid=self.uid)
 
 
+# What is no such id (a virtual node's) has no processes that an agent could find.
+_ID = re.compile(r"[0-9a-f]{12,64}")
+
+
 def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     """Return the pod, or None while it has no node or no running container."""
     meta, status = body["metadata"], body.get("status", {})
@@ -49,7 +53,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         Container(one["name"], one["containerID"].rpartition("/")[2], one["state"]["running"]["startedAt"])
         for kind in kinds
         for one in status.get(kind) or ()
-        if one.get("state", {}).get("running") and one.get("containerID")
+        if one.get("state", {}).get("running") and _ID.fullmatch(one.get("containerID", "").rpartition("/")[2])
     )
     if not node or not running:
         return None

@@ -119,3 +119,15 @@ def test_an_unfinished_patch_can_be_reverted(target: Target, bundle: str) -> Non
     assert target.text() == before
     assert settle(target)["new"] == 0
     assert target.report()["changes"] == 2
+
+
+def test_a_revert_that_is_called_off_is_finished_before_the_patch_comes_back(target: Target, bundle: str) -> None:
+    """Deleted and created again while threads lag: the process must not be stuck in between."""
+    assert engine(target.pid, op="apply", bundle=bundle).code == 0
+    assert engine(target.pid, op="revert", name=NAME, deadline=0.001).code == 4
+    (patch,) = engine(target.pid, op="status").last["patches"]
+    assert patch["phase"] == "reverting"
+    again = engine(target.pid, op="apply", bundle=bundle)
+    assert (again.code, again.last["event"]) == (0, "finalized"), again
+    assert settle(target)["old"] == 0
+    assert target.report()["changes"] == 3
