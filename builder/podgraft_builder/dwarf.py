@@ -38,6 +38,10 @@ class Layout:
             values = {name: value for name, value, _ in new.members}
             moved = [n for n, value, _ in self.members if values.get(n, value) != value]
             return f"value of {moved[0]} changes" if moved else None
+        places = {name: place for name, *place in new.members if name}
+        moved = [n for n, *place in self.members if n and places.get(n, place) != place]
+        if moved:
+            return f"{moved[0]} moves or changes its type"
         if [m[1:] for m in self.members] != [m[1:] for m in new.members]:
             pairs = zip(self.members, new.members, strict=False)
             first = next((f"{a[0]} ({a[2]}) -> {b[0]} ({b[2]})" for a, b in pairs if a[1:] != b[1:]), None)

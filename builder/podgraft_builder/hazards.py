@@ -74,8 +74,10 @@ def _check_signatures(
 
 
 def _compatible(before: str, after: str) -> bool:
-    """Old callers ignore what a function returns that returned nothing."""
-    return before == after or (before.startswith("void (") and before.split("(", 1)[1] == after.split("(", 1)[1])
+    """Old callers ignore what a function returns in a register that returned nothing; an aggregate needs a place."""
+    same_arguments = before.partition("(")[2] == after.partition("(")[2]
+    aggregate = after.partition("(")[0].startswith(("struct ", "union ", "class "))
+    return before == after or (before.startswith("void (") and same_arguments and not aggregate)
 
 
 def _pointer_taken(comparison: Comparison, unit: Changed, objects: list[ObjectFile]) -> str | None:

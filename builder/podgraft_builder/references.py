@@ -52,9 +52,9 @@ class References:
 
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         """Refer to a name that the object does not define: another object's, or a library's."""
-        defined = [n for n in self.running.by_name.get(name, []) if not n.local] or [
-            n for n in self.running.by_name.get(name, []) if n.local
-        ]
+        # Another file's static of that name is never meant.
+        known = [n for n in self.running.by_name.get(name, []) if not n.local or n.hidden]
+        defined = [n for n in known if not n.local] or known
         if kind in {reloc.R_TPOFF32, reloc.R_GOTTPOFF}:
             return self._thread_local(name, defined, kind)
         if call:

@@ -30,6 +30,7 @@ class Named(NamedTuple):
     local: bool
     address: int
     size: int
+    hidden: bool = False  # local only because the linker made a hidden name so: other objects may mean it
 
 
 class RunningBinary:
@@ -91,7 +92,8 @@ class RunningBinary:
             elif isinstance(item["st_shndx"], int) and item.name:
                 local = bind == "STB_LOCAL"
                 name = item.name.split("@", 1)[0]
-                found.append(Named(name, file if local else "", kind, local, item["st_value"], item["st_size"]))
+                hidden = item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
+                found.append(Named(name, file if local else "", kind, local, item["st_value"], item["st_size"], hidden))
         return found
 
     def _debug_symbols(self) -> SymbolTableSection:

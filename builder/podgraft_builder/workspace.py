@@ -15,7 +15,7 @@ from podgraft_builder.records import Record, read_log
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
-SECTIONS = "-g -ffunction-sections -fdata-sections"
+SECTIONS = "-g -gno-split-dwarf -fno-debug-types-section -ffunction-sections -fdata-sections"
 _TAIL = 15
 
 

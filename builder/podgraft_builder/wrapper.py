@@ -83,7 +83,7 @@ def read_dependencies(path: Path) -> list[str]:
         return []
     rules = path.read_text(errors="replace").replace("\\\n", " ")
     rule = rules.split("\n", 1)[0].partition(": ")[2]
-    return [str(Path.cwd() / word) for word in rule.replace("\\ ", "\0").split() if word]
+    return [str(Path.cwd() / word.replace("\0", " ")) for word in rule.replace("\\ ", "\0").split() if word]
 
 
 def compile_one(compiler: str, name: str, arguments: list[str], source: str, output: Path) -> int:

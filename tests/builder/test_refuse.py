@@ -64,6 +64,15 @@ HAZARDS = {
         "enum kind { NONE, @ SOME };\nint work(int a) { enum kind k = a ? SOME : NONE; return k * 3; }\n",
         ("", "FEW,"),
     ),
+    "members that change places": (
+        Reason.CHANGED_LAYOUT,
+        (
+            "struct item { int @; };\nint use(struct item *);\n"
+            "int work(int a) { struct item i = {.used = a}; return use(&i); }\n"
+            "int use(struct item *i) { return i->used; }\n"
+        ),
+        ("used, free", "free, used"),
+    ),
     "union": (
         Reason.CHANGED_LAYOUT,
         "union u { int a; char b[@]; };\nint work(int a) { union u x = {.a = a}; return x.b[1] + sizeof x; }\n",

@@ -216,7 +216,8 @@ def named_capabilities() -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("missing", [None, *named_capabilities()])
+# SYS_NICE only makes holds shorter.
+@pytest.mark.parametrize("missing", [None, *(one for one in named_capabilities() if one != "SYS_NICE")])
 def test_named_capabilities_suffice(
     cluster: Cluster, foreign: Target, built: Path, start_agent: StartAgent, missing: str | None
 ) -> None:
