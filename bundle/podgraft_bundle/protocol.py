@@ -98,28 +98,27 @@ class Waiting(Message):
     waited_s: float = 0.0
 
 
-class Finalized(Message):
+class Ended(Message):
+    """How a transition ended: threads by the way they went, the longest hold of one thread, how long it took."""
+
+    name: str
+    generation: int
+    threads: int
+    how: dict[str, int]
+    max_held_us: float
+    seconds: float
+
+
+class Finalized(Ended):
     """Every thread runs the new code; stubs have become jumps."""
 
     event: Literal["finalized"] = "finalized"
-    name: str
-    generation: int
-    threads: int
-    how: dict[str, int]
-    max_held_us: float
-    seconds: float
 
 
-class Reverted(Message):
+class Reverted(Ended):
     """Every thread runs the old code; the pages are the file's again."""
 
     event: Literal["reverted"] = "reverted"
-    name: str
-    generation: int
-    threads: int
-    how: dict[str, int]
-    max_held_us: float
-    seconds: float
 
 
 class PatchStatus(Message):

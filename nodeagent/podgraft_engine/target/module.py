@@ -35,7 +35,6 @@ class Module:
         self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
         self.path = base.path
         self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
-        self.is_x86_64 = self.elf.get_machine_arch() == "x64"
 
     @cached_property
     def eh_frame(self) -> EhFrame | None:
