@@ -197,6 +197,12 @@ class RunningBinary:
         return fixed or any(True for _ in self._elf.iter_segments("PT_INTERP"))
 
     @cached_property
+    def names_at(self) -> dict[int, list[Named]]:
+        """Return the symbols by address."""
+        found: dict[int, list[Named]] = defaultdict(list)
+        for item in self.symbols:
+            found[item.address].append(item)
+        return dict(found)
 
 
 def _jumps_through(data: bytes, address: int) -> int | None:
