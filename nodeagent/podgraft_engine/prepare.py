@@ -22,6 +22,7 @@ from podgraft_engine.code.stubs import (
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
 from podgraft_engine.inspection import Findings, Target
+from podgraft_engine.patched.pages import pages_of
 from podgraft_engine.patched.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
 from podgraft_engine.target.layout import PAGE, gap_near, trampoline_room
 from podgraft_engine.target.module import Module
@@ -74,8 +75,7 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
 
 def reserve_workspace(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
     """Map pages for pristine twins and clones."""
-    count = len({p.address // PAGE for s in record.sites for p in (s.site, s.hole) if p}) + _SPARE_SLOTS
-    size = count * PAGE
+    size = (len(pages_of(record)) + _SPARE_SLOTS) * PAGE
     address = gap_near(target.process.maps(), record.area, size)
     map_fixed(helper, address, size, PROT_NONE)
     record.workspace, record.workspace_size = address, size

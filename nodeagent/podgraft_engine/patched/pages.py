@@ -10,7 +10,7 @@ clones are made from it, and moved home it ends the patch.
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import move_page
-from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, PatchRecord, State
+from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, Patchlet, PatchRecord, State
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
@@ -146,9 +146,8 @@ def compose(patches: list[PatchRecord], live: int, *, holes_only_of: PatchRecord
 
 def is_intact(record: PatchRecord, memory: Memory) -> bool:
     """Tell whether the jumps of a finalized patch are still in the program's text."""
-    pieces = [p for s in record.sites for p in (s.site, s.hole) if p is not None]
     try:
-        return all(memory.read(p.address, len(p.final) // 2).hex() == p.final for p in pieces)
+        return all(memory.read(p.address, len(p.final) // 2).hex() == p.final for p in _pieces(record))
     except PodgraftError as error:
         if error.reason == Reason.PROCESS_EXITED:
             raise
@@ -157,8 +156,11 @@ def is_intact(record: PatchRecord, memory: Memory) -> bool:
 
 def pages_of(patch: PatchRecord) -> list[int]:
     """Return the pages that a patch touches."""
-    pieces = [p for s in patch.sites for p in (s.site, s.hole) if p is not None]
-    return sorted({p.address // PAGE * PAGE for p in pieces})
+    return sorted({p.address // PAGE * PAGE for p in _pieces(patch)})
+
+
+def _pieces(patch: PatchRecord) -> list[Patchlet]:
+    return [p for s in patch.sites for p in (s.site, s.hole) if p is not None]
 
 
 def _at(maps: list[Mapping], address: int) -> Mapping | None:

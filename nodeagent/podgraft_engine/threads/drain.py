@@ -55,19 +55,18 @@ class Looker:
             return True
         sleep = self.process.sleeping_in(tid)
         if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
-            return self._clear(Frame(sleep.pc, {RSP: sleep.sp}), None) and self.process.sleeping_in(tid) == sleep
+            frame = Frame(sleep.pc, {RSP: sleep.sp})
+            return self._clear(frame, self._read(frame, None)) and self.process.sleeping_in(tid) == sleep
         try:
             with hold(tid) as held:
-                frame, fs_base = frame_of(held), held.regs.fs_base
-                read = self._read(frame, fs_base)
-                clear = self.code.at_pc(frame.pc) is None and read is not None and self.code.scan(*read) is None
+                frame = frame_of(held)
+                read = self._read(frame, held.regs.fs_base)
         except NotHeld as reason:
             return reason.gone
-        # A stale word: the unwind of what was read decides, now that the thread runs again.
-        return clear or (read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent)
+        # What was read is judged when the thread runs again.
+        return self._clear(frame, read)
 
-    def _clear(self, frame: Frame, fs_base: int | None) -> bool:
-        read = self._read(frame, fs_base)
+    def _clear(self, frame: Frame, read: tuple[bytearray, int] | None) -> bool:
         return read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent
 
     def _read(self, frame: Frame, fs_base: int | None) -> tuple[bytearray, int] | None:
