@@ -1,5 +1,6 @@
 """Processes that outlive the command that started them: recorded by themselves, ended by record and start time."""
 
+import contextlib
 import json
 import os
 import select
@@ -75,10 +76,13 @@ def kill(record: Path, seconds: float = 30.0) -> bool:
         return False
     family = [(one, os.pidfd_open(one)) for one in (pid, *children(pid)) if start_time(one) is not None]
     try:
-        # The pid was ours a moment ago; now that a descriptor pins it, make sure that it still was.
-        if recorded(record) == pid:
-            signal.pidfd_send_signal(family[0][1], signal.SIGKILL)
+        # The pid was ours a moment ago; now that a descriptor pins it, make sure that it still was. A child that has
+        # only just been forked may not have asked the kernel yet to end together with its parent.
+        ours = recorded(record) == pid
         for one, descriptor in family:
+            if ours:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
             if not select.select([descriptor], [], [], seconds)[0]:
                 raise ToolFailedError(f"process {one} survives SIGKILL for {seconds:.0f} s")
     finally:
