@@ -43,11 +43,12 @@ def test_a_main_thread_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
 def test_a_handler_on_an_alternate_stack_hides_no_frame(target: Target, bundle: str) -> None:
     """The interrupted call of a replaced function lies outside of what the handler's stack pointer shows."""
     tid = int(target.ask("tid"))
-    target.ask("linger 6")
+    target.ask("linger")
     target.ask("handle")
     first = engine(target.pid, op="apply", bundle=bundle, deadline=1.0)
     assert first.code == 4, first
     assert tid not in {e["tid"] for e in first.of("migrated")}
+    target.ask("leave")
     assert engine(target.pid, op="apply", bundle=bundle, deadline=30).code == 0
     assert target.report()["changes"] == 1
 

@@ -103,7 +103,7 @@ def test_without_the_right_to_trace_it_is_refused(target: Target, bundle: str) -
 
 def test_a_process_that_exits_in_the_middle(target: Target, bundle: str) -> None:
     """The engine says so and ends with exit code 1."""
-    target.ask("linger 20")
+    target.ask("linger")
     child = start_engine(target.pid, op="apply", bundle=bundle, deadline=30)
     last = ""
     for last in child.stdout:
@@ -117,13 +117,14 @@ def test_a_process_that_exits_in_the_middle(target: Target, bundle: str) -> None
 
 def test_a_second_engine_is_refused_while_one_works(target: Target, bundle: str) -> None:
     """One engine per process at a time."""
-    target.ask("linger 8")
+    target.ask("linger")
     first = start_engine(target.pid, op="apply", bundle=bundle, deadline=20)
     for line in first.stdout:
         if '"waiting"' in line:
             break
     second = engine(target.pid, op="revert", name="pairs-2")
     assert (second.code, second.last["reason"]) == (3, "Busy")
+    target.ask("go on")
     first.communicate(timeout=30)
     assert first.returncode == 0
 

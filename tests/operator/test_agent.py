@@ -241,7 +241,7 @@ def test_straggler_is_shown_and_leaves(cluster: Cluster, target: Target, built: 
     """A thread that sits in a replaced function is named; when it leaves, the agent's next try converges."""
     add_pod(cluster, target)
     with start_agent():
-        target.ask("linger 15")
+        target.ask("linger")
         apply(cluster, built, strategy={"threadDeadlineSeconds": 2})
         cluster.wait_condition("Reconciling", "WaitingForThreads")
 
@@ -256,6 +256,7 @@ def test_straggler_is_shown_and_leaves(cluster: Cluster, target: Target, built: 
         assert straggler["syscall"] is not None
         assert status["threads"]["migrated"] == status["threads"]["total"] - 1
         assert f"thread {straggler['tid']}" in cluster.conditions()["Ready"]["message"]
+        target.ask("go on")
         cluster.wait_condition("Ready", "Patched", seconds=40)
 
 
@@ -263,11 +264,12 @@ def test_agent_killed_in_the_middle(cluster: Cluster, target: Target, built: Pat
     """The agent is killed in a transition and after it; its successor finishes, adopts, and reverts."""
     add_pod(cluster, target)
     with start_agent() as first:
-        target.ask("linger 12")
+        target.ask("linger")
         apply(cluster, built, strategy={"threadDeadlineSeconds": 30})
         wait(lambda: report(cluster).get("phase") == "Applying", "in the middle")
         first.kill()
     assert runs(target) in {"new", "mixed"}, "the process went on"
+    target.ask("go on")
     with start_agent() as second:
         cluster.wait_condition("Ready", "Patched", seconds=40)
         held = report(cluster)["maxHeldMicroseconds"]

@@ -1,7 +1,7 @@
 /* A loaded program that checks itself. Each thread calls left and right in turn and counts old and new answers, and how
  * often the version changed from one call to the next: a migration is one change, more means that generations were mixed.
  * Some threads run hot, some sleep between calls in a system call, one sits inside a replaced function when told so.
- * Commands on standard input, answers on standard output.
+ * Commands on standard input, answers on standard output. What lingers does so until it is told to go on.
  *   usage: pairs HOT SLEEPING [FOREVER]   FOREVER: threads that sleep in poll without an end */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -29,7 +29,8 @@ struct thread {
 };
 static struct thread threads[MAX];
 static int count;
-static atomic_int stop, linger_seconds;
+static atomic_int stop, linger_now;
+static int go_on[2], leave_handler[2]; /* pipes: a byte ends the waiting */
 int calls_of_left; /* touched by the replaced function, so that a patch needs a data reference */
 
 __attribute__((noinline)) int left(int x)
@@ -45,12 +46,19 @@ __attribute__((noinline)) int right(int x)
 	return (int)strlen(text) * 1000 + 1;
 }
 
+static void wait_for(int pipe[2])
+{
+	struct pollfd readable = {pipe[0], POLLIN, 0};
+	char byte;
+	if (poll(&readable, 1, 60000) == 1 && read(pipe[0], &byte, 1) != 1)
+		abort();
+}
+
 /* sleeps inside when told so: the straggler */
 __attribute__((noinline)) int linger(int x)
 {
-	int seconds = atomic_exchange(&linger_seconds, 0);
-	if (seconds)
-		sleep(seconds);
+	if (atomic_exchange(&linger_now, 0))
+		wait_for(go_on);
 	return x + 1;
 }
 
@@ -110,7 +118,7 @@ static void *forever(void *arg)
 static void handler(int signo)
 {
 	(void)signo;
-	sleep(3);
+	wait_for(leave_handler);
 }
 
 static void *lingerer(void *arg)
@@ -153,6 +161,8 @@ int main(int argc, char **argv)
 {
 	if (argc > 8)
 		return unused(argc);
+	if (pipe(go_on) || pipe(leave_handler))
+		return 1;
 	struct sigaction action = {.sa_handler = handler, .sa_flags = SA_ONSTACK | SA_RESTART};
 	sigaction(SIGUSR2, &action, NULL);
 	int hot = argc > 1 ? atoi(argv[1]) : 2, sleeping = argc > 2 ? atoi(argv[2]) : 2;
@@ -170,11 +180,16 @@ int main(int argc, char **argv)
 	fflush(stdout);
 	char line[64];
 	while (fgets(line, sizeof line, stdin)) {
-		if (!strncmp(line, "linger ", 7)) {
-			linger_seconds = atoi(line + 7);
-			while (linger_seconds)
+		if (!strncmp(line, "linger", 6)) {
+			linger_now = 1;
+			while (linger_now)
 				usleep(1000);
+			usleep(20000);
 			printf("lingering\n");
+		} else if (!strncmp(line, "go on", 5)) {
+			printf(write(go_on[1], "", 1) == 1 ? "going on\n" : "no pipe\n");
+		} else if (!strncmp(line, "leave", 5)) {
+			printf(write(leave_handler[1], "", 1) == 1 ? "leaving\n" : "no pipe\n");
 		} else if (!strncmp(line, "tid", 3)) {
 			printf("%d\n", threads[count - 1].tid);
 		} else if (!strncmp(line, "handle", 6)) {
@@ -192,6 +207,8 @@ int main(int argc, char **argv)
 		fflush(stdout);
 	}
 	stop = 1;
+	if (write(leave_handler[1], "", 1) != 1 || write(go_on[1], "", 1) != 1)
+		return 1;
 	for (int i = 0; i < count; i++)
 		pthread_join(threads[i].id, NULL);
 	report();
