@@ -22,6 +22,7 @@ class Request(Message):
     bundle: str | None = Field(default=None, description="path of the .graft file (check, apply)")
     name: str | None = Field(default=None, description="name of the patch in the process (revert)")
     deadline: Annotated[float, Field(gt=0, le=86400)] = 10.0
+    points: list[str] = Field(default=[], max_length=16, description="functions declared points of quiescence (apply)")
 
 
 class Site(Message):

@@ -14,6 +14,10 @@ from podgraft_cli.engine import EngineRun
 
 Pid = Annotated[int, typer.Option("--pid", min=1, help="The process to work on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the events as JSON lines.")]
+Points = Annotated[
+    list[str] | None,
+    typer.Option("--point", help="A function at whose entry every thread may migrate, whatever is on its stack."),
+]
 Deadline = Annotated[str, typer.Option("--deadline", help="How long to wait for threads, for instance 10s or 2m.")]
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -34,9 +38,9 @@ def check(pid: Pid, bundle: Path, *, json: Json = False) -> None:
     _run(Request(op="check", pid=pid, bundle=str(bundle)), json=json)
 
 
-def apply(pid: Pid, bundle: Path, deadline: Deadline = "10s", *, json: Json = False) -> None:
+def apply(pid: Pid, bundle: Path, deadline: Deadline = "10s", point: Points = None, *, json: Json = False) -> None:
     """Put the new functions of a bundle into a running process, thread by thread."""
-    request = Request(op="apply", pid=pid, bundle=str(bundle), deadline=seconds(deadline))
+    request = Request(op="apply", pid=pid, bundle=str(bundle), deadline=seconds(deadline), points=point or [])
     _run(request, json=json, live=True)
 
 

@@ -16,6 +16,7 @@ from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.holes import Holes
 from podgraft_engine.code.sites import Pun, Site, choose_site
 from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.state import PatchRecord, State, read_state
 from podgraft_engine.target.layout import PAGE, trampoline_room
@@ -59,7 +60,7 @@ def open_target(process: Process) -> Target:
     return Target(process, memory, modules, blk, read_state(process, memory, blk))
 
 
-def inspect(target: Target, bundle: Bundle) -> Findings:
+def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     """Check everything that can be known beforehand; problems are collected, not raised."""
     findings = Findings(None, [], {}, [])
     checks: list[Callable[[], None]] = [
@@ -68,6 +69,7 @@ def inspect(target: Target, bundle: Bundle) -> Findings:
         lambda: _check_threads(target.process),
         lambda: _check_conflicts(target, bundle),
         lambda: _check_home(target),
+        lambda: _check_points(target, bundle, points),
     ]
     for check in checks:
         try:
@@ -148,8 +150,6 @@ def _check_manifest(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if any(f.save_registers for f in manifest.functions):
         raise Refusal(Reason.IPA_RA_HAZARD, "the bundle wants registers to be saved around a new function")
-    if manifest.points:
-        raise Refusal(Reason.UNSUPPORTED_CHANGE, "the bundle names points of quiescence, which are not built yet")
     wanted = tuple(int(n) for n in re.findall(r"\d+", manifest.requires.kernel)[:2])
     if wanted > kernel_version():
         raise Refusal(Reason.KERNEL_TOO_OLD, f"the bundle wants kernel {manifest.requires.kernel}")
@@ -190,6 +190,15 @@ def _check_conflicts(target: Target, bundle: Bundle) -> None:
 def _check_home(target: Target) -> None:
     if target.block is None:
         block.choose_home(target.process, target.memory)
+
+
+def _check_points(target: Target, bundle: Bundle, points: list[str]) -> None:
+    """A declared point must be found, and must not lie in a function that is replaced: nobody is quiescent there."""
+    replaced = {f.entry.symbol for f in bundle.manifest.functions}
+    for name in {*bundle.manifest.points, *points}:
+        if name in replaced:
+            raise Refusal(Reason.NO_PATCH_SITE, f"{name} is declared a point of quiescence and is itself replaced")
+        declared_point(target.modules, name)
 
 
 class _Surroundings:

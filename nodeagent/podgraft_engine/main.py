@@ -58,11 +58,11 @@ def serve(request: Request) -> ExitCode:
             emit(status(process))
             return ExitCode.DONE
         if request.op == "check":
-            return check(process, _bundle(request))
+            return check(process, _bundle(request), request.points)
         bundle = _bundle(request) if request.op == "apply" else None
         with engine_lock(request.pid), Transition(process, emit, request.deadline) as transition:
             if bundle is not None:
-                transition.apply(bundle)
+                transition.apply(bundle, request.points)
             else:
                 transition.revert(request.name or "")
     except Refusal as refusal:
@@ -74,10 +74,10 @@ def serve(request: Request) -> ExitCode:
     return ExitCode.DONE
 
 
-def check(process: Process, bundle: Bundle) -> ExitCode:
+def check(process: Process, bundle: Bundle, points: list[str]) -> ExitCode:
     """Emit the patchability report; touches nothing."""
     target = open_target(process)
-    findings = inspect(target, bundle)
+    findings = inspect(target, bundle, points)
     emit(report(target, findings, bundle))
     return ExitCode.REFUSED if findings.problems else ExitCode.DONE
 

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Self
 
 from podgraft_bundle.bundle import Bundle
-from podgraft_bundle.errors import DeadlineError, Reason, Refusal
+from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
+from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
@@ -35,6 +36,7 @@ from podgraft_engine.threads.drain import Looker, drained
 from podgraft_engine.threads.migration import Emit, Migration, Tally
 from podgraft_engine.threads.mover import Mover, Rule, Stacks, Unwinder
 from podgraft_engine.threads.stack import Forbidden
+from podgraft_engine.wakeup.wakeups import Goal, Wakeups
 
 
 class Transition:
@@ -49,8 +51,12 @@ class Transition:
         self._borrowed: Borrowed | None = None
         self._state: State | None = None
 
-    def apply(self, bundle: Bundle) -> None:
+    def apply(self, bundle: Bundle, points: list[str]) -> None:
         """Put the bundle's functions into the process and move every thread; goes on where an engine before us stopped.
+
+        Args:
+            bundle: what to apply.
+            points: functions that the user declares points of quiescence, besides those that the bundle names.
 
         Raises:
             Refusal: nothing was changed. DeadlineError: threads are left on old code, they run on.
@@ -61,18 +67,20 @@ class Transition:
             self._say_finalized(record, Tally())
             return
         if record is None:
-            record = self._start(bundle)
+            record = self._start(bundle, points)
         else:
             self._resume(bundle.manifest.name)
             record = self._record(bundle.manifest.name)
             if record.phase == "finalized":
                 self._abandon(record)
-                record = self._start(bundle)
+                record = self._start(bundle, points)
             elif record.phase in ("reverting", "restoring"):
                 # A revert that was called off: it has begun, so it is finished first.
                 self._reverse(record)
                 self._reopen()
-                record = self._start(bundle)
+                record = self._start(bundle, points)
+        record.points = sorted({*record.points, *bundle.manifest.points, *points})
+        self._open_state.commit()
         tally = self._complete(record)
         self._say_finalized(record, tally)
         self._helper.dismiss()
@@ -143,9 +151,9 @@ class Transition:
             raise Refusal(Reason.NOT_APPLIED, f"{name} has gone from the process in the meantime")
         return record
 
-    def _start(self, bundle: Bundle) -> PatchRecord:
+    def _start(self, bundle: Bundle, points: list[str]) -> PatchRecord:
         """Inspect, borrow a carrier, prepare aside, switch the pages: all threads still take old code."""
-        findings = inspect(self._target, bundle)
+        findings = inspect(self._target, bundle, points)
         self._emit(report(self._target, findings, bundle))
         if findings.problems or findings.module is None:
             raise findings.problems[0]
@@ -162,6 +170,7 @@ class Transition:
             # Its code may still be referred to, so it was kept: it serves again.
             if not retired.workspace_size:
                 reserve_workspace(self._target, state, self._helper, retired)
+            retired.points = []
             self._set_phase(retired, "prepared")
             record = retired
         else:
@@ -214,6 +223,9 @@ class Transition:
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
         self._state = open_state(self._process, target.memory, target.block, self._helper)
         self._pages.recover()
+        if self._open_state.document.in_transition() is None:
+            # An engine before us may have been killed between its last thread and its last page.
+            self._wakeups().disarm()
 
     def _complete(self, record: PatchRecord) -> Tally:
         """From `switching` on: switch, migrate, finalize. Each part is skipped or repeated as the phase demands."""
@@ -223,8 +235,7 @@ class Transition:
             self._set_phase(record, "migrating")
         tally = Tally()
         if record.phase == "migrating":
-            forbidden = self._forbid([*record.old, *all_code(record)])
-            tally = self._migrate(record, Rule(forbidden, record.generation))
+            tally = self._migrate(record, [*record.old, *all_code(record)], record.generation)
             self._set_phase(record, "finalizing")
         if record.phase == "finalizing":
             self._switch_pages(record)
@@ -245,9 +256,7 @@ class Transition:
         tally = Tally()
         if record.phase == "reverting":
             self._switch_pages(record)
-            old_below = None if record.complete else record.generation
-            rule = Rule(self._forbid(all_code(record)), state.document.generation, reverting=True, old_below=old_below)
-            tally = self._migrate(record, rule)
+            tally = self._migrate(record, all_code(record), state.document.generation, reverting=True)
             self._set_phase(record, "restoring")
         if record.phase == "restoring":
             self._restore(record)
@@ -268,7 +277,7 @@ class Transition:
         state = self._open_state
         document = state.document
         for page in filter(self._pages.has, pages_of(record)):
-            left = compose([p for p in document.patches if p is not record], page)
+            left = compose(document, page, without=record)
             if left:
                 self._pages.switch(page, left)
             else:
@@ -279,28 +288,44 @@ class Transition:
 
     def _switch_pages(self, record: PatchRecord) -> int:
         """Bring every page of the patch to what its phase demands; holes before the sites that jump to them."""
-        patches = self._open_state.document.patches
+        document = self._open_state.document
         pages = pages_of(record)
         switched = 0
         if record.phase == "switching":
             for page in pages:
-                content = compose(patches, page, holes_only_of=record)
+                content = compose(document, page, holes_only_of=record)
                 switched += bool(content) and self._pages.switch(page, content)
         for page in pages:
             # On the way back a page that was never switched must not be touched: somebody else may have changed it.
             if record.phase != "restoring" or self._pages.has(page):
-                switched += self._pages.switch(page, compose(patches, page))
+                switched += self._pages.switch(page, compose(document, page))
         return switched
 
-    def _migrate(self, record: PatchRecord, rule: Rule) -> Tally:
+    def _migrate(
+        self, record: PatchRecord, code: list[CodeRange], generation: int, *, reverting: bool = False
+    ) -> Tally:
+        """Move every thread off `code` and to a generation: by the points it comes by, else by our hand."""
+        wakeups = self._wakeups(Goal(generation, code))
+        declared = [declared_point(self._target.modules, name) for name in record.points]
+        wakeups.open_areas(declared)
         stacks = self._stacks()
+        old_below = record.generation if reverting and not record.complete else None
+        rule = Rule(self._forbid([*code, *wakeups.routines]), generation, reverting=reverting, old_below=old_below)
         mover = Mover(self._process, stacks, self._unwinder(record), rule)
         helper = (self._helper.tid, self._helper.keep_alive)
-        migration = Migration(self._process, stacks, mover, self._emit, helper)
+        # Not before the migration follows the log.
+        migration = Migration(self._process, stacks, mover, self._emit, helper=helper, points=wakeups)
+        for name, point in zip(record.points, declared, strict=True):
+            if not wakeups.declare(point):
+                raise PodgraftError(Reason.NO_ROOM_NEARBY, f"there is no room for a declared point in {name}")
         if not migration.run(self._deadline):
             names = "; ".join(f"{w.tid} ({w.name}): {w.why}" for w in migration.tally.waiting[:5])
             raise DeadlineError(Reason.DEADLINE_PASSED, f"{len(migration.tally.waiting)} threads are left: {names}")
+        wakeups.disarm()
         return migration.tally
+
+    def _wakeups(self, goal: Goal | None = None) -> Wakeups:
+        return Wakeups(self._target, self._open_state, self._helper, goal)
 
     def _stacks(self) -> Stacks:
         return Stacks(self._process, self._target.memory, self._target.block.address if self._target.block else 0)

@@ -61,7 +61,7 @@ def stub(address: int, site: Site, new: int, gate: int) -> bytes:
     code[to_old - 1] = len(code) - to_old
     code[to_old_too - 1] = len(code) - to_old_too
     code += b"\x41\x5b"  # pop_old: pop r11
-    code += _displaced(address + len(code), site.displaced)
+    code += displaced_code(address + len(code), site.displaced)
     code += near_jump(address + len(code), site.address + site.displaced.len)
     if len(code) > STUB_SIZE:
         raise PodgraftError(Reason.INTERNAL, f"the stub of {site.function} has {len(code)} bytes")
@@ -78,7 +78,8 @@ def undo(what: Undo) -> bytes:
     return code
 
 
-def _displaced(address: int, instruction: Instruction) -> bytes:
+def displaced_code(address: int, instruction: Instruction) -> bytes:
+    """Encode an instruction anew for another address."""
     encoder = BlockEncoder(64)
     encoder.add(instruction)
     return encoder.encode(address)

@@ -14,7 +14,10 @@ PROT_NONE: Final = 0
 PROT_READ: Final = 1
 PROT_RW: Final = 3
 PROT_RX: Final = 5
+# The program maps memory as well: a gap that was seen may be taken when the helper gets there.
+PLACES_TO_TRY: Final = 8
 _PRIVATE_ANONYMOUS: Final = 0x22
+_FIXED: Final = 0x10
 _FIXED_NOREPLACE: Final = 0x100000
 _MREMAP_MAYMOVE_FIXED: Final = 3
 _MREMAP_DONTUNMAP: Final = 4
@@ -33,6 +36,13 @@ def map_fixed(helper: Helper, address: int, size: int, protection: int) -> None:
     """Map anonymous private memory at exactly this address; never over something that is there."""
     if not try_map_fixed(helper, address, size, protection):
         raise _failed("mmap", address, size, -errno.EEXIST)
+
+
+def replace_ours(helper: Helper, address: int, size: int, protection: int) -> None:
+    """Map fresh memory over a range that is ours as a whole; there is no moment at which it is free."""
+    result = helper.call(syscalls.MMAP, address, size, protection, _PRIVATE_ANONYMOUS | _FIXED, -1, 0)
+    if result != address:
+        raise _failed("mmap", address, size, result)
 
 
 def protect(helper: Helper, address: int, size: int, protection: int) -> None:

@@ -115,24 +115,32 @@ class Pages:
     def _free_slot(self) -> int:
         """Return a page of a workspace that holds no pristine twin; what else lies there may be overwritten."""
         taken = {p.pristine for p in self._document.pages}
-        for patch in self._document.patches:
-            for slot in range(patch.workspace, patch.workspace + patch.workspace_size, PAGE):
+        for start, size in self._document.workspaces():
+            for slot in range(start, start + size, PAGE):
                 if slot not in taken:
                     return slot
         raise PodgraftError(Reason.NO_ROOM_NEARBY, "the workspace for page clones is used up")
 
 
-def compose(patches: list[PatchRecord], live: int, *, holes_only_of: PatchRecord | None = None) -> dict[int, bytes]:
-    """Return the bytes that all patches want on a page, by the phase that each is in.
+def compose(
+    document: Document, live: int, *, holes_only_of: PatchRecord | None = None, without: PatchRecord | None = None
+) -> dict[int, bytes]:
+    """Return the bytes that all patches and armed wake-up points want on a page, by the phase that each patch is in.
 
     Args:
-        patches: the patches of the process.
+        document: the state of the process.
         live: address of the page.
         holes_only_of: of this patch only the holes, not the sites (a jump must find its hole filled).
+        without: a patch that wants nothing any more.
     """
-    content: dict[int, bytes] = {}
-    for patch in patches:
-        if patch.phase in ("retired", *BEFORE_SWITCH):
+    content = {
+        point.address: bytes.fromhex(point.jump)
+        for area in document.wake
+        for point in area.points
+        if point.address in area.armed and live <= point.address < live + PAGE
+    }
+    for patch in document.patches:
+        if patch is without or patch.phase in ("retired", *BEFORE_SWITCH):
             continue
         final = patch.phase in ("finalizing", "finalized")
         holes_only = patch is holes_only_of or patch.phase == "restoring"

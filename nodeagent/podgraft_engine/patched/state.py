@@ -118,9 +118,37 @@ class PatchRecord(Record):
     gate: Address
     eh_frame: tuple[Address, Size] | None
     trampolines: list[Address]  # pages far away, for punned jumps
+    points: list[str] = []  # functions that the user declares points of quiescence
     old: list[CodeRange]
     new: list[CodeRange]
     sites: list[SiteRecord]
+
+
+class PointRecord(Record):
+    """One wake-up point: its jump (hex), and whether it was declared, so that nobody looks at a stack there."""
+
+    address: Address
+    jump: Code
+    declared: bool = False
+
+
+class WakeRecord(Record):
+    """The routines of the wake-up points in one module. They are never unmapped or rewritten: a thread may be in one.
+
+    base: load bias of the module. code, data, workspace: where the parts of the area begin, sizes in bytes.
+    armed: the points whose jumps are wanted in the text now.
+    """
+
+    base: Address
+    device: str
+    inode: int
+    code: Address
+    code_size: Size
+    data: Address
+    workspace: Address
+    workspace_size: Size
+    points: list[PointRecord] = []
+    armed: list[Address] = []
 
 
 class Document(Record):
@@ -129,7 +157,13 @@ class Document(Record):
     generation: Generation = 0
     patches: list[PatchRecord] = []
     pages: list[PageRecord] = []
+    wake: list[WakeRecord] = []
     intent: Intent | None = None
+
+    def workspaces(self) -> list[tuple[int, int]]:
+        """Return where page clones may lie: addresses and sizes."""
+        of_patches = [(p.workspace, p.workspace_size) for p in self.patches]
+        return of_patches + [(w.workspace, w.workspace_size) for w in self.wake]
 
     def find(self, name: str) -> PatchRecord | None:
         """Return the patch of that name that threads may see."""

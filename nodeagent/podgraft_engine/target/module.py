@@ -34,6 +34,7 @@ class Module:
         places = [(load.p_vaddr // PAGE - load.p_offset // PAGE) * PAGE for load in loads]
         self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
         self.path = base.path
+        self._entries: dict[str, int | None] = {}
         self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
 
     @cached_property
@@ -50,6 +51,48 @@ class Module:
                 text = load.data()
                 found += [self.bias + load["p_vaddr"] + m.start() for m in _SIGRETURN.finditer(text)]
         return found
+
+    @cached_property
+    def runs_goroutines(self) -> bool:
+        """Tell whether it is a Go program: its goroutines have no thread of their own."""
+        return self.elf.get_section_by_name(".gopclntab") is not None
+
+    @cached_property
+    def is_glibc(self) -> bool:
+        """Tell whether it is the GNU C library."""
+        return self.export("gnu_get_libc_version", "GLIBC_2.2.5") is not None
+
+    def in_export(self, name: str, address: int) -> bool:
+        """Tell whether an address lies in an exported function."""
+        found, frames = self._entry_of(name), self.eh_frame
+        bounds = frames.range_of(found - self.bias) if found is not None and frames is not None else None
+        return bounds is not None and bounds[0] <= address - self.bias < bounds[1]
+
+    def _entry_of(self, name: str) -> int | None:
+        if name not in self._entries:
+            found = self.export(name, None)
+            self._entries[name] = found[0] if found else None
+        return self._entries[name]
+
+    def functions_named(self, name: str) -> set[int]:
+        """Return the run-time addresses of the functions of a name, exported or local."""
+        tables: list[Any] = [self.elf.get_section_by_name(table) for table in (".symtab", ".dynsym")]
+        return {
+            self.bias + symbol["st_value"]
+            for table in tables
+            if table is not None
+            for symbol in table.iter_symbols()
+            if symbol.name == name and symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_shndx"] != "SHN_UNDEF"
+        }
+
+    def original(self, address: int, size: int) -> bytes | None:
+        """Return bytes of the code as the file has them, whatever was patched since; None outside of its code."""
+        for load in self.elf.iter_segments("PT_LOAD"):
+            start = self.bias + load["p_vaddr"]
+            if load["p_flags"] & 1 and start <= address and address + size <= start + load["p_filesz"]:
+                self._stream.seek(load["p_offset"] + address - start)
+                return self._stream.read(size)
+        return None
 
     def contains(self, address: int) -> bool:
         """Tell whether an address lies in executable memory of the file."""

@@ -104,6 +104,14 @@ class Process:
     def _thread_count(self) -> int:
         return int(self.status(self.pid).get("Threads", "0"))
 
+    def start_stack(self) -> int:
+        """Return the address where the main thread's stack begins (field 28 of stat), 0 when it cannot be known."""
+        try:
+            text = (self.root / "stat").read_text(errors="replace")
+        except (FileNotFoundError, ProcessLookupError):
+            return 0
+        return int(text[text.rindex(")") + 2 :].split()[25])
+
     def has(self, tid: int) -> bool:
         """Tell whether a thread belongs to this process now."""
         return (self.root / "task" / str(tid)).exists()

@@ -7,6 +7,7 @@ MMAP: Final = 9
 MPROTECT: Final = 10
 MUNMAP: Final = 11
 MREMAP: Final = 25
+FUTEX: Final = 202
 RESTART_SYSCALL: Final = 219
 
 ERESTARTSYS: Final = -512
@@ -84,6 +85,19 @@ def name_of(number: int) -> str:
         if number in table:
             return table[number]
     return f"system call {number}"
+
+
+def time_limit(number: int, args: tuple[int, ...]) -> float | None:
+    """Return the seconds after which an EINTR-class call ends by itself; None when it has no limit, or is not of it.
+
+    Only epoll tells it in its arguments; for the others with a time limit the time is not known, and a minute is
+    taken for it.
+    """
+    if number in (232, 281):  # epoll_wait, epoll_pwait: milliseconds
+        limit = args[3] & 0xFFFFFFFF
+        return None if limit >> 31 else limit / 1000
+    timeout_at = {441: 3, 208: 4, 333: 4, 220: 3, 128: 2}.get(number)
+    return 60.0 if timeout_at is not None and args[timeout_at] else None
 
 
 def can_be_interrupted(number: int) -> bool:

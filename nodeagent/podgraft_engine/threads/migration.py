@@ -1,24 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Move every thread of a process to one generation: until nobody is left behind, or the deadline passes."""
+"""Move every thread of a process to one generation: until nobody is left behind, or the deadline passes.
+
+Threads that come by an armed point migrate there by themselves, and only the log tells of it. They are given time for
+that. Whoever is not covered by a point, or does not come by, is looked at from outside and held alone.
+"""
 
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 from podgraft_bundle.protocol import Event, Migrated, Waiting
-from podgraft_engine.target.proc import Process
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.proc import Process, SleepState
+from podgraft_engine.threads.arrivals import Arrivals, ThreadKey
 from podgraft_engine.threads.mover import Mover, Outcome, Stacks
+from podgraft_engine.threads.stack import QUIESCENT, Verdict
 
 FIRST_PAUSE_S: Final = 0.0005
 LONGEST_PAUSE_S: Final = 0.1
 REPORT_AFTER_S: Final = 0.25
 REPORT_EVERY_S: Final = 1.0
 KEEP_ALIVE_S: Final = 0.5
+# How long a thread may take to come by a wake-up point before it is looked at from outside.
+GRACE_S: Final = 0.3
+# A call with a time limit that an interruption would start anew is left alone until its time is over.
+LIMIT_MARGIN_S: Final = 0.2
+LONGEST_PATIENCE: Final = 0.5
+NUDGES: Final = 5
 
 Emit = Callable[[Event], None]
-ThreadKey = tuple[int, int]
 
 
 @dataclass
@@ -38,15 +50,36 @@ class _Straggler:
     next_report: float = 0.0
 
 
+class Points(Protocol):
+    """Where threads migrate by themselves, as far as a migration must know it (wakeup/wakeups.py)."""
+
+    def cover(self, sleep: SleepState) -> bool:
+        """Tell whether a sleeping thread comes by an armed point when it wakes; arms one if there is a safe place."""
+
+    def migrated(self) -> dict[int, bool]:
+        """Return who has migrated by itself, by the thread's own number for itself: at a declared point?"""
+
+    def nudge(self, sleep: SleepState) -> bool:
+        """Wake a sleeping thread, if it is one that looks again and sleeps on."""
+
+
 class Migration:
     """One pass over all threads at a time, each alone; new threads are found by listing again.
 
     Args:
         helper: tid of our own thread, and what to call now and then so that it does not leave for want of work.
+        points: where threads migrate by themselves.
     """
 
     def __init__(
-        self, process: Process, stacks: Stacks, mover: Mover, emit: Emit, helper: tuple[int, Callable[[], None]]
+        self,
+        process: Process,
+        stacks: Stacks,
+        mover: Mover,
+        emit: Emit,
+        *,
+        helper: tuple[int, Callable[[], None]],
+        points: Points,
     ) -> None:
         self._process = process
         self._stacks = stacks
@@ -54,8 +87,12 @@ class Migration:
         self._emit = emit
         self._ours = {helper[0]}
         self._helper_works = helper[1]
-        self._alive_at = time.monotonic()
+        self._points = points
+        self._alive_at = self._began = time.monotonic()
         self._late: dict[ThreadKey, _Straggler] = {}
+        self._nudged: Counter[ThreadKey] = Counter()
+        self._first = set(self._list())
+        self._arrivals = Arrivals(process, points.migrated, self._first)
         self.tally = Tally()
 
     def run(self, deadline: float) -> bool:
@@ -67,21 +104,26 @@ class Migration:
         Raises:
             PodgraftError: PROCESS_EXITED, GS_BASE_IN_USE.
         """
+        pause = FIRST_PAUSE_S
         while True:
-            if self._pass():
+            if self._pass(deadline):
                 return True
             if time.monotonic() >= deadline:
                 return False
             self._keep_alive()
             pauses = [late.next_try for late in self._late.values()]
-            wait = min(pauses, default=0.0) - time.monotonic()
-            time.sleep(min(max(wait, 0.0002), LONGEST_PAUSE_S))
+            wait = min(pauses, default=time.monotonic() + LONGEST_PAUSE_S) - time.monotonic()
+            time.sleep(min(max(wait, 0.0002), pause))
+            pause = min(1.5 * pause, LONGEST_PAUSE_S)
 
-    def _pass(self) -> bool:
+    def _pass(self, deadline: float) -> bool:
         """Look at every thread that is due; True when each thread of one whole listing was done before the listing."""
         keys = self._list()
         if not keys and not self._process.alive():
             raise self._process.gone()
+        for key, declared in self._arrivals.since(keys).items():
+            if key not in self.tally.done:
+                self._done(key, Outcome(QUIESCENT, "point" if declared else "wakeup"), len(keys))
         left = [key for key in keys if key not in self.tally.done]
         self._late = {key: late for key, late in self._late.items() if key in left}
         if not left:
@@ -90,11 +132,36 @@ class Migration:
         self.tally.waiting = []
         for key in left:
             late = self._late.get(key)
-            if late is None or late.next_try <= time.monotonic():
+            if (late is None or late.next_try <= time.monotonic()) and not self._comes_by_itself(key, deadline):
                 self._try(key, len(keys))
             if time.monotonic() - self._alive_at > KEEP_ALIVE_S:
                 self._keep_alive()
         return False
+
+    def _comes_by_itself(self, key: ThreadKey, deadline: float) -> bool:
+        """Tell whether a thread has still time to come by a point; a waiter that may not wake for long is nudged.
+
+        Only for those who were there at the beginning: a younger thread has most likely inherited its generation.
+        """
+        if key not in self._first:
+            return False
+        sleep = self._process.sleeping_in(key[0])
+        patience = GRACE_S
+        if sleep is not None and sleep.nr not in (None, -1):
+            if not self._points.cover(sleep):
+                return False
+            limit = syscalls.time_limit(sleep.nr or 0, sleep.args)
+            if limit is not None:
+                patience = min(limit + LIMIT_MARGIN_S, LONGEST_PATIENCE * (deadline - self._began))
+            self._nudge(key, sleep)
+        if time.monotonic() - self._began >= patience:
+            return False
+        self.tally.waiting.append(self._waiting(key, "it has not come by a wake-up point yet", self._began))
+        return True
+
+    def _nudge(self, key: ThreadKey, sleep: SleepState) -> None:
+        if self._nudged[key] < NUDGES and self._mover.looks_quiescent(key[0], sleep) and self._points.nudge(sleep):
+            self._nudged[key] += 1
 
     def _keep_alive(self) -> None:
         self._helper_works()
@@ -105,26 +172,28 @@ class Migration:
         return [(tid, thread.start_time) for tid, thread in found if thread is not None and thread.runs]
 
     def _try(self, key: ThreadKey, total: int) -> None:
-        tid = key[0]
-        outcome = self._mover.attempt(tid)
+        outcome = self._mover.attempt(key[0])
         if outcome.gone:
             self._late.pop(key, None)
         elif outcome.verdict.quiescent:
-            self._late.pop(key, None)
-            self.tally.done.add(key)
-            self.tally.how[outcome.how] += 1
-            self._emit(
-                Migrated(
-                    tid=tid,
-                    name=self._process.comm(tid),
-                    how=outcome.how,
-                    held_us=round(outcome.held_us, 1),
-                    migrated=len(self.tally.done),
-                    total=max(total, len(self.tally.done)),
-                )
-            )
+            self._done(key, outcome, total)
         else:
             self._postpone(key, outcome)
+
+    def _done(self, key: ThreadKey, outcome: Outcome, total: int) -> None:
+        self._late.pop(key, None)
+        self.tally.done.add(key)
+        self.tally.how[outcome.how] += 1
+        self._emit(
+            Migrated(
+                tid=key[0],
+                name=self._process.comm(key[0]),
+                how=outcome.how,
+                held_us=round(outcome.held_us, 1),
+                migrated=len(self.tally.done),
+                total=max(total, len(self.tally.done)),
+            )
+        )
 
     def _postpone(self, key: ThreadKey, outcome: Outcome) -> None:
         """Back off, and say who is waited for once it takes long enough to be of interest."""
@@ -133,16 +202,21 @@ class Migration:
         late.pause = min(late.pause * 2, LONGEST_PAUSE_S)
         late.next_try = now + late.pause
         verdict = outcome.verdict
-        report = Waiting(
-            tid=key[0],
-            name=self._process.comm(key[0]),
-            why=verdict.why,
-            function=verdict.function,
-            call_site=verdict.call_site,
-            syscall=outcome.syscall,
-            waited_s=round(now - late.since, 3),
-        )
+        report = self._waiting(key, verdict.why, late.since, verdict, outcome.syscall)
         self.tally.waiting.append(report)
         if now - late.since >= REPORT_AFTER_S and now >= late.next_report:
             late.next_report = now + REPORT_EVERY_S
             self._emit(report)
+
+    def _waiting(
+        self, key: ThreadKey, why: str, since: float, verdict: Verdict | None = None, syscall: str | None = None
+    ) -> Waiting:
+        return Waiting(
+            tid=key[0],
+            name=self._process.comm(key[0]),
+            why=why,
+            function=verdict.function if verdict else None,
+            call_site=verdict.call_site if verdict else None,
+            syscall=syscall,
+            waited_s=round(time.monotonic() - since, 3),
+        )

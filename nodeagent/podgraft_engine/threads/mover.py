@@ -22,7 +22,7 @@ from podgraft_engine.threads.stack import QUIESCENT, Forbidden, Frame, Verdict, 
 MAX_STACK: Final = 8 * 1024 * 1024
 _GONE: Final = Verdict(quiescent=False, why="it has ended")
 
-How = Literal["sleeping", "running", "inherited"]
+How = Literal["point", "wakeup", "sleeping", "running", "inherited"]
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,10 @@ class Mover:
         if not seen.quiescent and not seen.doubtful:
             return Outcome(seen, "sleeping", syscall=name)
         return self._held(tid, "sleeping", name)
+
+    def looks_quiescent(self, tid: int, sleep: SleepState) -> bool:
+        """Tell whether a sleeping thread could migrate if it woke, as far as that is seen from outside."""
+        return self._look(tid, sleep).quiescent
 
     def _reason_to_wait(self, tid: int, sleep: SleepState, number: int) -> str | None:
         state = self._process.state(tid)

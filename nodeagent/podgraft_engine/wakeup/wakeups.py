@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Arm wake-up points for one transition, read who has migrated there, and take the jumps away again.
+
+Armed points are harmless without an engine: threads go on migrating, and pages may stay as they are for ever. So an
+engine that is killed, or gives up at its deadline, leaves them armed; the next one finds them in the state.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from podgraft_engine.code.wakepoints import NEVER, WakePoint, WakePoints
+from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.inspection import Target
+from podgraft_engine.patched.pages import Pages, compose
+from podgraft_engine.patched.state import CodeRange, State
+from podgraft_engine.target import syscalls
+from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.proc import Process, SleepState
+from podgraft_engine.wakeup.area import Area, open_area
+from podgraft_engine.wakeup.routine import MAX_HANDLER_RETURNS, Window, descriptor
+
+SAMPLE: Final = 512
+MAIN_STACK: Final = 8 * 2**20
+_FUTEX_WAITS: Final = (0, 9)
+_FUTEX_PRIVATE: Final = 128
+_FUTEX_WAKE: Final = 1
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What threads are to reach, and the code that must not be on their stacks then."""
+
+    generation: int
+    forbidden: list[CodeRange]
+
+
+class Wakeups:
+    """The wake-up points of one process. goal None: nothing can be armed, only taken away."""
+
+    def __init__(self, target: Target, state: State, helper: Helper, goal: Goal | None = None) -> None:
+        self._process = target.process
+        self._memory = target.memory
+        self._state = state
+        self._helper = helper
+        self._goal = goal
+        self._target = target
+        self._pages = Pages(target.process, target.memory, helper, state)
+        self._finder = WakePoints(target.modules)
+        self._returns = sorted({a for module in target.modules for a in module.signal_returns})
+        self._areas = [Area(target.memory, helper, state, record) for record in state.document.wake]
+        self._covered: dict[int, bool] = {}
+
+    @property
+    def routines(self) -> list[CodeRange]:
+        """The code of all routines: a thread in one of them is let be."""
+        return [
+            CodeRange(function="a wake-up point", start=area.routines.low, end=area.routines.high)
+            for area in self._areas
+        ]
+
+    def open_areas(self, declared: list[WakePoint]) -> None:
+        """Make room for routines in the C library and every module with a declared point or a sleeping thread.
+
+        Raises:
+            PodgraftError: PROCESS_EXITED, HELPER_UNREACHABLE, NO_ROOM_NEARBY.
+        """
+        sleepers = (self._process.sleeping_in(tid) for tid in self._process.threads()[:SAMPLE])
+        places = [sleep.pc for sleep in sleepers if sleep is not None] + [point.address for point in declared]
+        found = map(self._finder.module_at, places)
+        modules = {m.path: m for m in found if m is not None} | {m.path: m for m in self._target.modules if m.is_glibc}
+        for module in modules.values():
+            area = open_area(self._process, self._memory, self._helper, self._state, module)
+            if area is not None and all(known.record is not area.record for known in self._areas):
+                self._areas.append(area)
+
+    def cover(self, sleep: SleepState) -> bool:
+        """Tell whether a sleeping thread comes by an armed point when it wakes; arms one if there is a safe place."""
+        if sleep.pc not in self._covered:
+            point = self._finder.behind(sleep.pc) if sleep.nr not in NEVER else None
+            self._covered[sleep.pc] = point is not None and self._may_be_armed(point) and self._arm(point)
+        return self._covered[sleep.pc]
+
+    def declare(self, point: WakePoint) -> bool:
+        """Arm a declared point: who comes by migrates, and nobody looks at its stack. False when there is no room."""
+        return self._arm(point, declared=True)
+
+    def migrated(self) -> dict[int, bool]:
+        """Return who gave itself the goal's generation, by the thread's number for itself: at a declared point?"""
+        if self._goal is None:
+            return {}
+        return {tid: at for area in self._areas for tid, at in area.log(self._goal.generation)}
+
+    def nudge(self, sleep: SleepState) -> bool:
+        """Wake one thread that waits on a futex inside the C library, which looks again and goes on waiting.
+
+        futex(2): a wait may end without a reason, and glibc's locks, conditions and joins allow for it. A program's own
+        futex calls, which go through syscall(), are left alone.
+        """
+        module = self._finder.module_at(sleep.pc)
+        if sleep.nr != syscalls.FUTEX or sleep.args[1] & 127 not in _FUTEX_WAITS or module is None:
+            return False
+        if not module.is_glibc or module.in_export("syscall", sleep.pc):
+            return False
+        operation = _FUTEX_WAKE | sleep.args[1] & _FUTEX_PRIVATE
+        return self._helper.call(syscalls.FUTEX, sleep.args[0], operation, 1) >= 0
+
+    def disarm(self) -> None:
+        """Bring the program's own bytes back at all points."""
+        for area in self._areas:
+            if area.record.armed:
+                area.record.armed = []
+                self._state.commit()
+            self._tidy(area)
+        self._covered.clear()
+
+    def _tidy(self, area: Area) -> None:
+        """Give every page what is still wanted there; also what an engine before us left undone."""
+        pages = [page for page in area.pages if self._pages.has(page)]
+        for page in pages:
+            content = compose(self._state.document, page)
+            if content:
+                self._pages.switch(page, content)
+            else:
+                self._pages.restore(page)
+        if pages:
+            area.clear_workspace()
+
+    def _arm(self, point: WakePoint, *, declared: bool = False) -> bool:
+        module = self._finder.module_at(point.address)
+        area = next((a for a in self._areas if module is not None and a.record.base == module.bias), None)
+        if self._goal is None or area is None or len(self._returns) > MAX_HANDLER_RETURNS:
+            return False
+        if not area.add(point, declared=declared):
+            return False
+        self._publish(area, self._goal)
+        if point.address not in area.record.armed:
+            area.record.armed.append(point.address)
+            self._state.commit()
+        page = point.address // PAGE * PAGE
+        self._pages.switch(page, compose(self._state.document, page))
+        return True
+
+    def _may_be_armed(self, point: WakePoint) -> bool:
+        """Only where the text is the file's own, and never inside of code that is being replaced."""
+        document = self._state.document
+        replaced = [r for p in document.patches if p.phase != "retired" for r in p.old]
+        if any(r.start < point.address + point.length and point.address < r.end for r in replaced):
+            return False
+        if any(point.address in w.armed for w in document.wake):
+            return True
+        page = point.address // PAGE * PAGE
+        if not self._pages.has(page) and self._memory.anonymous(page):
+            return False
+        return self._memory.read(point.address, point.length) == point.original
+
+    def _publish(self, area: Area, goal: Goal) -> None:
+        content = descriptor(goal.generation, _main_stack(self._process), goal.forbidden, area.routines, self._returns)
+        area.publish(goal.generation, content)
+
+
+def _main_stack(process: Process) -> Window:
+    """Return where the stack of the main thread may lie; empty when that cannot be known."""
+    stack = next((m for m in process.maps() if m.path == "[stack]"), None)
+    if stack is None:
+        return Window(0, 0)
+    top = process.start_stack()
+    return Window(stack.end - MAIN_STACK, top) if stack.start <= top <= stack.end else Window(0, 0)
