@@ -310,7 +310,13 @@ class Transition:
         wakeups.open_areas(declared)
         stacks = self._stacks()
         old_below = record.generation if reverting and not record.complete else None
-        rule = Rule(self._forbid([*code, *wakeups.routines]), generation, reverting=reverting, old_below=old_below)
+        rule = Rule(
+            self._forbid([*code, *wakeups.routines]),
+            generation,
+            Forbidden(wakeups.credulous),
+            reverting=reverting,
+            old_below=old_below,
+        )
         mover = Mover(self._process, stacks, self._unwinder(record), rule)
         helper = (self._helper.tid, self._helper.keep_alive)
         # Not before the migration follows the log.

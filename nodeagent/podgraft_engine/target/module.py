@@ -34,7 +34,7 @@ class Module:
         places = [(load.p_vaddr // PAGE - load.p_offset // PAGE) * PAGE for load in loads]
         self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
         self.path = base.path
-        self._entries: dict[str, int | None] = {}
+        self._ranges: dict[str, list[tuple[int, int]]] = {}
         self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
 
     @cached_property
@@ -62,17 +62,13 @@ class Module:
         """Tell whether it is the GNU C library."""
         return self.export("gnu_get_libc_version", "GLIBC_2.2.5") is not None
 
-    def in_export(self, name: str, address: int) -> bool:
-        """Tell whether an address lies in an exported function."""
-        found, frames = self._entry_of(name), self.eh_frame
-        bounds = frames.range_of(found - self.bias) if found is not None and frames is not None else None
-        return bounds is not None and bounds[0] <= address - self.bias < bounds[1]
-
-    def _entry_of(self, name: str) -> int | None:
-        if name not in self._entries:
-            found = self.export(name, None)
-            self._entries[name] = found[0] if found else None
-        return self._entries[name]
+    def exported_range(self, name: str) -> list[tuple[int, int]]:
+        """Return start and end of an exported function, at most one pair; empty when it is not known."""
+        if name not in self._ranges:
+            found, frames = self.export(name, None), self.eh_frame
+            bounds = frames.range_of(found[0] - self.bias) if found and frames else None
+            self._ranges[name] = [(bounds[0] + self.bias, bounds[1] + self.bias)] if bounds else []
+        return self._ranges[name]
 
     def functions_named(self, name: str) -> set[int]:
         """Return the run-time addresses of the functions of a name, exported or local."""

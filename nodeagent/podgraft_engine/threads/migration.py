@@ -18,6 +18,7 @@ from podgraft_engine.threads.arrivals import Arrivals, ThreadKey
 from podgraft_engine.threads.mover import Mover, Outcome, Stacks
 from podgraft_engine.threads.stack import QUIESCENT, Verdict
 
+SHORTEST_PAUSE_S: Final = 0.0002
 FIRST_PAUSE_S: Final = 0.0005
 LONGEST_PAUSE_S: Final = 0.1
 REPORT_AFTER_S: Final = 0.25
@@ -92,6 +93,7 @@ class Migration:
         self._late: dict[ThreadKey, _Straggler] = {}
         self._nudged: Counter[ThreadKey] = Counter()
         self._first = set(self._list())
+        self._only_known_ones = True
         self._arrivals = Arrivals(process, points.migrated, self._first)
         self.tally = Tally()
 
@@ -110,11 +112,11 @@ class Migration:
                 return True
             if time.monotonic() >= deadline:
                 return False
-            self._keep_alive()
-            pauses = [late.next_try for late in self._late.values()]
-            wait = min(pauses, default=time.monotonic() + LONGEST_PAUSE_S) - time.monotonic()
-            time.sleep(min(max(wait, 0.0002), pause))
-            pause = min(1.5 * pause, LONGEST_PAUSE_S)
+            # While threads are born, an instant in which none is new must not be missed.
+            pause = min(1.5 * pause, LONGEST_PAUSE_S) if self._only_known_ones else FIRST_PAUSE_S
+            tries = [late.next_try for late in self._late.values()]
+            wait = min(tries, default=time.monotonic() + LONGEST_PAUSE_S) - time.monotonic()
+            time.sleep(min(max(wait, SHORTEST_PAUSE_S), pause))
 
     def _pass(self, deadline: float) -> bool:
         """Look at every thread that is due; True when each thread of one whole listing was done before the listing."""
@@ -126,6 +128,7 @@ class Migration:
                 self._done(key, Outcome(QUIESCENT, "point" if declared else "wakeup"), len(keys))
         left = [key for key in keys if key not in self.tally.done]
         self._late = {key: late for key, late in self._late.items() if key in left}
+        self._only_known_ones = all(key in self._first or key in self._late for key in left)
         if not left:
             return True
         self._stacks.refresh()
@@ -160,7 +163,7 @@ class Migration:
         return True
 
     def _nudge(self, key: ThreadKey, sleep: SleepState) -> None:
-        if self._nudged[key] < NUDGES and self._mover.looks_quiescent(key[0], sleep) and self._points.nudge(sleep):
+        if self._nudged[key] < NUDGES and self._mover.may_be_nudged(key[0], sleep) and self._points.nudge(sleep):
             self._nudged[key] += 1
 
     def _keep_alive(self) -> None:

@@ -115,11 +115,12 @@ class Rule:
 
     forbidden: code that must not be on its stack. generation: where it goes. old_below: when an unfinished patch is
     reverted, a thread with a lower generation has never left the old code and needs no look at its stack. reverting: a
-    generation beyond ours, the program's own value, means old code.
+    generation beyond ours, the program's own value, means old code. credulous: functions whose callers are not nudged.
     """
 
     forbidden: Forbidden
     generation: int
+    credulous: Forbidden
     reverting: bool = False
     old_below: int | None = None
 
@@ -152,9 +153,9 @@ class Mover:
             return Outcome(seen, "sleeping", syscall=name)
         return self._held(tid, "sleeping", name)
 
-    def looks_quiescent(self, tid: int, sleep: SleepState) -> bool:
-        """Tell whether a sleeping thread could migrate if it woke, as far as that is seen from outside."""
-        return self._look(tid, sleep).quiescent
+    def may_be_nudged(self, tid: int, sleep: SleepState) -> bool:
+        """Tell whether a sleeping thread could migrate if it woke, and would not mind that, as seen from outside."""
+        return self._look(tid, sleep, self._rule.credulous).quiescent and self._look(tid, sleep).quiescent
 
     def _reason_to_wait(self, tid: int, sleep: SleepState, number: int) -> str | None:
         state = self._process.state(tid)
@@ -168,7 +169,7 @@ class Mover:
             return "it is not known how its call goes on after an interruption"
         return None
 
-    def _look(self, tid: int, sleep: SleepState) -> Verdict:
+    def _look(self, tid: int, sleep: SleepState, forbidden: Forbidden | None = None) -> Verdict:
         """Read a sleeping thread's stack without stopping it.
 
         The picture is whole when the thread still sleeps at the same place and has not run in between.
@@ -183,7 +184,7 @@ class Mover:
         if again != sleep or before != after:
             return Verdict(quiescent=False, why="it was about to run")
         # The other registers are not known from outside: an unwind that needs them is doubtful, a held look decides.
-        return judge(self._forbidden, Frame(sleep.pc, {7: sleep.sp}), *read, self._unwinder.row)
+        return judge(forbidden or self._forbidden, Frame(sleep.pc, {7: sleep.sp}), *read, self._unwinder.row)
 
     def _held(self, tid: int, how: How, call: str | None) -> Outcome:
         """Hold the thread, check, set its generation or let it go."""

@@ -20,6 +20,7 @@ from podgraft_engine.wakeup.area import Area, open_area
 from podgraft_engine.wakeup.routine import MAX_HANDLER_RETURNS, Window, descriptor
 
 SAMPLE: Final = 512
+_CREDULOUS: Final = ("aio_suspend", "aio_suspend64", "lio_listio", "lio_listio64", "gai_suspend", "getaddrinfo_a")
 MAIN_STACK: Final = 8 * 2**20
 _FUTEX_WAITS: Final = (0, 9)
 _FUTEX_PRIVATE: Final = 128
@@ -90,6 +91,16 @@ class Wakeups:
             return {}
         return {tid: at for area in self._areas for tid, at in area.log(self._goal.generation)}
 
+    @property
+    def credulous(self) -> list[CodeRange]:
+        """Functions of the C library that take every wake-up for the event they wait for (AIO_MISC_WAIT in glibc)."""
+        return [
+            CodeRange(function=name, start=start, end=end)
+            for module in self._target.modules
+            for name in _CREDULOUS
+            for start, end in module.exported_range(name)
+        ]
+
     def nudge(self, sleep: SleepState) -> bool:
         """Wake one thread that waits on a futex inside the C library, which looks again and goes on waiting.
 
@@ -99,7 +110,7 @@ class Wakeups:
         module = self._finder.module_at(sleep.pc)
         if sleep.nr != syscalls.FUTEX or sleep.args[1] & 127 not in _FUTEX_WAITS or module is None:
             return False
-        if not module.is_glibc or module.in_export("syscall", sleep.pc):
+        if not module.is_glibc or any(start <= sleep.pc < end for start, end in module.exported_range("syscall")):
             return False
         operation = _FUTEX_WAKE | sleep.args[1] & _FUTEX_PRIVATE
         return self._helper.call(syscalls.FUTEX, sleep.args[0], operation, 1) >= 0
