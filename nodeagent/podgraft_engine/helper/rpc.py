@@ -14,10 +14,16 @@ PROT_NONE: Final = 0
 PROT_READ: Final = 1
 PROT_RW: Final = 3
 PROT_RX: Final = 5
+# The program maps memory as well: a gap that was seen may be taken when the helper gets there.
+PLACES_TO_TRY: Final = 8
 _PRIVATE_ANONYMOUS: Final = 0x22
 _FIXED_NOREPLACE: Final = 0x100000
 _MREMAP_MAYMOVE_FIXED: Final = 3
 _MREMAP_DONTUNMAP: Final = 4
+
+
+class PlaceTakenError(PodgraftError):
+    """The program mapped something where the memory map had shown a gap: choose another place."""
 
 
 def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> bool:
@@ -30,9 +36,13 @@ def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> b
 
 
 def map_fixed(helper: Helper, address: int, size: int, protection: int) -> None:
-    """Map anonymous private memory at exactly this address; never over something that is there."""
+    """Map anonymous private memory at exactly this address; never over something that is there.
+
+    Raises:
+        PlaceTakenError: something is there. PodgraftError: NO_ROOM_NEARBY when the kernel refuses for another reason.
+    """
     if not try_map_fixed(helper, address, size, protection):
-        raise _failed("mmap", address, size, -errno.EEXIST)
+        raise PlaceTakenError(Reason.NO_ROOM_NEARBY, f"{size} bytes at {address:#x} are no longer free in the target")
 
 
 def protect(helper: Helper, address: int, size: int, protection: int) -> None:
