@@ -3,6 +3,7 @@
 
 import hashlib
 import struct
+from contextlib import suppress
 from typing import Final
 
 from podgraft_bundle.bundle import Bundle
@@ -20,7 +21,18 @@ from podgraft_engine.code.stubs import (
     undo,
 )
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import PROT_NONE, PROT_READ, PROT_RW, PROT_RX, map_fixed, protect, unmap
+from podgraft_engine.helper.rpc import (
+    PLACES_TO_TRY,
+    PROT_NONE,
+    PROT_READ,
+    PROT_RW,
+    PROT_RX,
+    PlaceTakenError,
+    map_fixed,
+    protect,
+    try_map_fixed,
+    unmap,
+)
 from podgraft_engine.inspection import Findings, Target
 from podgraft_engine.patched.pages import pages_of
 from podgraft_engine.patched.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
@@ -39,16 +51,24 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
     Raises:
         Refusal: UNRESOLVED_REFERENCE, UNSUPPORTED_RELOCATION, NO_ROOM_NEARBY; nothing is left in the target.
     """
+    for _ in range(PLACES_TO_TRY):
+        with suppress(PlaceTakenError):
+            return _prepare_somewhere(target, state, helper, findings, bundle)
+    raise Refusal(Reason.NO_ROOM_NEARBY, "the program maps memory faster than a place near the module is found")
+
+
+def _prepare_somewhere(target: Target, state: State, helper: Helper, findings: Findings, bundle: Bundle) -> PatchRecord:
+    """Choose places, link for them and fill them; what was done is undone when one of them is taken meanwhile."""
     module, sites = findings.module, findings.sites
     if module is None:
         raise PodgraftError(Reason.INTERNAL, "a process with problems must not be prepared")
-    manifest = bundle.manifest
     # Per site a stub, and room for a way back to the function's entry when threads no longer need the stub.
-    image = Image(bundle.object, manifest.references, STUB_SIZE * 2 * len(sites))
+    image = Image(bundle.object, bundle.manifest.references, STUB_SIZE * 2 * len(sites))
+    maps = target.process.maps()
     middle = (module.mappings[0].start + module.mappings[-1].end) // 2
-    area = gap_near(target.process.maps(), middle, image.size)
+    area = gap_near(maps, middle, image.size)
     linked = image.link(area, findings.values)
-    far = _Trampolines(target.process.maps())
+    far = _Trampolines([*maps, Mapping(area, area + image.size, "r-xp", 0, "", 0, "")])
     record = _record(bundle, findings, module, linked, far)
     state.document.patches.append(record)
     if not state.has_room():
@@ -60,7 +80,7 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
         for at, content in far.contents.items():
             _map(helper, state, record, (at // PAGE * PAGE, PAGE), PROT_RX)
             target.memory.write(at, content)
-        _write(target, linked, sites, [f.new_symbol for f in manifest.functions])
+        _write(target, linked, sites, [f.new_symbol for f in bundle.manifest.functions])
         protect(helper, area, image.code_size, PROT_RX)
         protect(helper, linked.starts[2], area + image.size - linked.starts[2], PROT_RW)
         reserve_workspace(target, state, helper, record)
@@ -74,12 +94,19 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
 
 
 def reserve_workspace(target: Target, state: State, helper: Helper, record: PatchRecord) -> None:
-    """Map pages for pristine twins and clones."""
+    """Map pages for pristine twins and clones.
+
+    Raises:
+        Refusal: NO_ROOM_NEARBY.
+    """
     size = (len(pages_of(record)) + _SPARE_SLOTS) * PAGE
-    address = gap_near(target.process.maps(), record.area, size)
-    map_fixed(helper, address, size, PROT_NONE)
-    record.workspace, record.workspace_size = address, size
-    state.commit()
+    for _ in range(PLACES_TO_TRY):
+        address = gap_near(target.process.maps(), record.area, size)
+        if try_map_fixed(helper, address, size, PROT_NONE):
+            record.workspace, record.workspace_size = address, size
+            state.commit()
+            return
+    raise Refusal(Reason.NO_ROOM_NEARBY, "the program maps memory faster than a place for page clones is found")
 
 
 def release_workspace(state: State, helper: Helper, record: PatchRecord) -> None:

@@ -73,6 +73,10 @@ def _create(process: Process, memory: Memory, blk: block.Block, generation: int)
             if helper is None:
                 if not process.alive():
                     raise process.gone()
+                if any(m.start < mailbox + SIZE and mailbox < m.end for m in process.maps()):
+                    reasons.append(f"thread {tid}: the program took the place of the mailbox")
+                    _wait_old_carrier_outside(process, memory, blk, tid)
+                    continue
                 raise PodgraftError(
                     Reason.HELPER_UNREACHABLE, "the helper did not start: a limit on threads or memory is reached"
                 )

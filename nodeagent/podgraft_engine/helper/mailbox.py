@@ -68,6 +68,24 @@ class Helper:
         self._wait_done(sequence)
         return int(self._box.result)
 
+    def answers(self) -> bool:
+        """Tell whether the helper takes commands; what an engine before us had posted is done by then.
+
+        That engine may have been killed between posting and waking: its command would run when the idle time is over,
+        after we have read the memory map and before we rely on it.
+
+        Raises:
+            PodgraftError: HELPER_UNREACHABLE when the helper is there and does not answer, PROCESS_EXITED.
+        """
+        self._wake()
+        try:
+            self.keep_alive()
+        except PodgraftError:
+            if self._box.closed or self._box.command == CLOSED_WORD:
+                return False
+            raise
+        return True
+
     def keep_alive(self) -> None:
         """Give the helper something to do, so that its idle time starts anew."""
         self.call(_GETPID)
@@ -178,7 +196,12 @@ def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
         os.close(fd)
         raise Refusal(Reason.BUSY, f"another engine works on process {process.pid}") from None
     helper = Helper(process, fd, page)
-    if page[16:20] != b"\0\0\0\0":
+    try:
+        ready = helper.answers()
+    except PodgraftError:
         helper.close()
-        return None
-    return helper
+        raise
+    if ready:
+        return helper
+    helper.close()
+    return None

@@ -23,6 +23,10 @@ _MREMAP_MAYMOVE_FIXED: Final = 3
 _MREMAP_DONTUNMAP: Final = 4
 
 
+class PlaceTakenError(PodgraftError):
+    """The program mapped something where the memory map had shown a gap: choose another place."""
+
+
 def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> bool:
     """Map anonymous private memory at exactly this address; False when something is there."""
     flags = _PRIVATE_ANONYMOUS | _FIXED_NOREPLACE
@@ -33,9 +37,13 @@ def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> b
 
 
 def map_fixed(helper: Helper, address: int, size: int, protection: int) -> None:
-    """Map anonymous private memory at exactly this address; never over something that is there."""
+    """Map anonymous private memory at exactly this address; never over something that is there.
+
+    Raises:
+        PlaceTakenError: something is there. PodgraftError: NO_ROOM_NEARBY when the kernel refuses for another reason.
+    """
     if not try_map_fixed(helper, address, size, protection):
-        raise _failed("mmap", address, size, -errno.EEXIST)
+        raise PlaceTakenError(Reason.NO_ROOM_NEARBY, f"{size} bytes at {address:#x} are no longer free in the target")
 
 
 def replace_ours(helper: Helper, address: int, size: int, protection: int) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.block import Block
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import PROT_NONE, PROT_RW, protect, try_map_fixed
+from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, protect, try_map_fixed
 from podgraft_engine.target.layout import PAGE, gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
@@ -24,7 +24,6 @@ VERSION: Final = 1
 COPY_SIZE: Final = 256 * 1024
 MAPPING_SIZE: Final = PAGE + 2 * COPY_SIZE
 NEAR: Final = 2**46
-PLACES_TO_TRY: Final = 5
 # magic, version, own address; at 0x20 the commit word: sequence number, lowest bit = copy in force
 _HEADER: Final = struct.Struct("<8sQQ")
 _COMMIT_AT: Final = 0x20
