@@ -45,7 +45,7 @@ def test_a_handler_on_an_alternate_stack_hides_no_frame(target: Target, bundle: 
     tid = int(target.ask("tid"))
     target.ask("linger")
     target.ask("handle")
-    first = engine(target.pid, op="apply", bundle=bundle, deadline=1.0)
+    first = engine(target.pid, op="apply", bundle=bundle, deadline=2)
     assert first.code == 4, first
     assert tid not in {e["tid"] for e in first.of("migrated")}
     target.ask("leave")

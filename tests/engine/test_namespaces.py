@@ -15,6 +15,7 @@ def test_a_process_in_a_pid_name_space_of_its_own(built: Path, bundle: str) -> N
         applied = engine(pid, op="apply", bundle=bundle)
         assert applied.code == 0, applied
         assert sorted(e["tid"] for e in applied.of("migrated")) == tids
+        assert "wakeup" in {e["how"] for e in applied.of("migrated")}
         assert sorted(int(entry.name) for entry in Path(f"/proc/{pid}/task").iterdir()) == tids
         assert engine(pid, op="revert", name="pairs-2").code == 0
         assert Target.report(outer)["changes"] == 2

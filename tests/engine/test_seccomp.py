@@ -24,6 +24,7 @@ def test_a_filter_that_allows_our_calls_is_no_obstacle(launcher: Path, built: Pa
         assert "Seccomp:\t2" in Path(f"/proc/{target.pid}/status").read_text()
         applied = engine(target.pid, op="apply", bundle=bundle)
         assert applied.code == 0, applied
+        assert "wakeup" in {e["how"] for e in applied.of("migrated")}
         assert engine(target.pid, op="revert", name="pairs-2").code == 0
         assert target.quit()["changes"] == 2
 

@@ -76,7 +76,7 @@ def test_who_wakes_inside_a_replaced_function_does_not_migrate(target: Target, b
     tid = int(target.ask("tid"))
     target.ask("restless")
     target.ask("linger")
-    first = engine(target.pid, op="apply", bundle=bundle, deadline=2)
+    first = engine(target.pid, op="apply", bundle=bundle, deadline=5)
     assert first.code == 4, first
     assert tid not in {e["tid"] for e in first.of("migrated")}
     assert first.of("waiting")[-1]["function"] == "linger"
@@ -92,7 +92,7 @@ def test_who_wakes_in_a_handler_on_an_alternate_stack_does_not_migrate(target: T
     target.ask("linger")
     target.ask("restless")
     target.ask("handle")
-    first = engine(target.pid, op="apply", bundle=bundle, deadline=2)
+    first = engine(target.pid, op="apply", bundle=bundle, deadline=5)
     assert first.code == 4, first
     assert tid not in {e["tid"] for e in first.of("migrated")}
     target.ask("leave")

@@ -22,7 +22,8 @@
 #define MAX 64
 struct thread {
 	pthread_t id;
-	int tid, hot;
+	atomic_int tid;
+	int hot;
 	atomic_ulong old, new, wrong, eintr, changes;
 	int version;
 	atomic_ulong longest; /* tsc cycles between two rounds of a hot thread */
@@ -187,6 +188,9 @@ int main(int argc, char **argv)
 		pthread_t id;
 		pthread_create(&id, NULL, forever, NULL);
 	}
+	for (int i = 0; i < count; i++)
+		while (!threads[i].tid)
+			usleep(1000);
 	printf("ready\n");
 	fflush(stdout);
 	char line[64];

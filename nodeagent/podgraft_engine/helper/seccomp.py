@@ -28,7 +28,7 @@ _U32: Final = 0xFFFFFFFF
 
 Program = list[tuple[int, int, int, int]]
 
-# What carrier and helper call (asm/block.S, rpc.py): name, number, arguments.
+# What carrier, helper and wake-up points call (asm/block.S, rpc.py, wake.S): name, number, arguments.
 CALLS: Final[tuple[tuple[str, int, tuple[int, ...]], ...]] = (
     ("rt_sigprocmask", 14, (2, 0, 0, 8)),
     ("clone", 56, (0x3D0F00,)),
@@ -39,6 +39,7 @@ CALLS: Final[tuple[tuple[str, int, tuple[int, ...]], ...]] = (
     ("futex", 202, (0, 0)),
     ("futex", 202, (0, 1, 1)),
     ("madvise", 28, (0, 4096, 10)),
+    ("madvise", 28, (0, 4096, 22)),
     ("mmap", 9, (0, 4096, 3, 0x100021, 2**64 - 1)),
     ("mmap", 9, (0, 4096, 0, 0x100022, 2**64 - 1)),
     ("mmap", 9, (0, 4096, 5, 0x100022, 2**64 - 1)),

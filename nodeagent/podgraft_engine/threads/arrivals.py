@@ -42,6 +42,10 @@ class Arrivals:
         self._listed, self._known = list(now), known
         return arrived
 
+    def expects(self, key: ThreadKey) -> bool:
+        """Tell whether the log names a thread that only has to be seen once more."""
+        return key in self._pending
+
     def _own_number(self, key: ThreadKey) -> int:
         """Return the number by which a thread knows itself: a container has a pid name space of its own (NSpid)."""
         if not self._nested:

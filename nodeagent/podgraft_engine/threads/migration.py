@@ -91,6 +91,7 @@ class Migration:
         self._points = points
         self._alive_at = self._began = time.monotonic()
         self._late: dict[ThreadKey, _Straggler] = {}
+        self._since: dict[ThreadKey, float] = {}
         self._nudged: Counter[ThreadKey] = Counter()
         self._first = set(self._list())
         self._only_known_ones = True
@@ -148,6 +149,9 @@ class Migration:
         """
         if key not in self._first:
             return False
+        if self._arrivals.expects(key):
+            return True
+        since = self._since.setdefault(key, time.monotonic())
         sleep = self._process.sleeping_in(key[0])
         patience = GRACE_S
         if sleep is not None and sleep.nr not in (None, -1):
@@ -156,15 +160,18 @@ class Migration:
             limit = syscalls.time_limit(sleep.nr or 0, sleep.args)
             if limit is not None:
                 patience = min(limit + LIMIT_MARGIN_S, LONGEST_PATIENCE * (deadline - self._began))
-            self._nudge(key, sleep)
-        if time.monotonic() - self._began >= patience:
+            if self._nudge(key, sleep):
+                return True
+        if time.monotonic() - since >= patience:
             return False
-        self.tally.waiting.append(self._waiting(key, "it has not come by a wake-up point yet", self._began))
+        self.tally.waiting.append(self._waiting(key, "it has not come by a wake-up point yet", since))
         return True
 
-    def _nudge(self, key: ThreadKey, sleep: SleepState) -> None:
-        if self._nudged[key] < NUDGES and self._mover.may_be_nudged(key[0], sleep) and self._points.nudge(sleep):
-            self._nudged[key] += 1
+    def _nudge(self, key: ThreadKey, sleep: SleepState) -> bool:
+        if self._nudged[key] == NUDGES or not self._mover.may_be_nudged(key[0], sleep):
+            return False
+        self._nudged[key] += 1
+        return self._points.nudge(sleep)
 
     def _keep_alive(self) -> None:
         self._helper_works()

@@ -31,6 +31,8 @@ AT_POINT: Final = 1 << 31
 MAX_HANDLER_RETURNS: Final = 2
 # Scanned at every wake-up while forbidden code is on the stack: some 25 us at most. Deeper ones are the engine's work.
 LONGEST_SCAN: Final = 256 * 1024
+# Not canonical, so it is nobody's return address; 0 would be found on every stack.
+_NO_ADDRESS: Final = 1 << 63 | 1
 _HEAD: Final = struct.Struct("<11Q")
 _RANGE: Final = struct.Struct("<2Q")
 _MAX_RANGES: Final = (DESCRIPTOR_SIZE - _HEAD.size) // _RANGE.size
@@ -70,7 +72,7 @@ def descriptor(
     """Encode what threads must know for one generation: where to go, and what must not be on their stack."""
     ranges = _merged(forbidden)
     low, high = ranges[0][0], max(end for _, end in ranges)
-    returns = (handler_returns + [0] * MAX_HANDLER_RETURNS)[:MAX_HANDLER_RETURNS]
+    returns = (handler_returns + [_NO_ADDRESS] * MAX_HANDLER_RETURNS)[:MAX_HANDLER_RETURNS]
     head = (generation, main_stack.low, main_stack.high & -8, LONGEST_SCAN, low, high - low)
     # Words in (low, high] of the routines: as everywhere, a return address is never the start of a function.
     own = (routines.low + 1, routines.high - routines.low - 1)

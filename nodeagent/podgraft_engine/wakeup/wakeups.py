@@ -6,6 +6,7 @@ engine that is killed, or gives up at its deadline, leaves them armed; the next 
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 from podgraft_engine.code.wakepoints import NEVER, WakePoint, WakePoints
@@ -139,7 +140,7 @@ class Wakeups:
     def _arm(self, point: WakePoint, *, declared: bool = False) -> bool:
         module = self._finder.module_at(point.address)
         area = next((a for a in self._areas if module is not None and a.record.base == module.bias), None)
-        if self._goal is None or area is None or len(self._returns) > MAX_HANDLER_RETURNS:
+        if self._goal is None or area is None or not self._is_possible:
             return False
         if not area.add(point, declared=declared):
             return False
@@ -150,6 +151,16 @@ class Wakeups:
         page = point.address // PAGE * PAGE
         self._pages.switch(page, compose(self._state.document, page))
         return True
+
+    @cached_property
+    def _is_possible(self) -> bool:
+        """Not where the routine does not know all ways back from a handler, or threads may have different filters.
+
+        The filters of one thread were checked before the helper was made; the others are known by their number alone.
+        """
+        statuses = [self._process.status(tid) for tid in self._process.threads()]
+        filters = {status.get("Seccomp_filters", "0") for status in statuses if status}
+        return len(self._returns) <= MAX_HANDLER_RETURNS and len(filters) <= 1
 
     def _may_be_armed(self, point: WakePoint) -> bool:
         """Only where the text is the file's own, and never inside of code that is being replaced."""
