@@ -4,7 +4,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,8 @@ from podgraft_bundle.manifest import Range, Reference, ReplacedFunction
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.holes import Holes
-from podgraft_engine.code.sites import Pun, Site, choose_site
+from podgraft_engine.code.puns import LONGEST_PUN, Pun
+from podgraft_engine.code.sites import Site, choose_site
 from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
@@ -83,8 +84,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         return findings
     # A retired patch keeps its holes: its stubs are there for the next time.
     others = [p for p in _patches(target) if p.digest != bundle.digest]
-    used = {r.hole.address for p in others for r in p.sites if r.hole}
-    holes = Holes(findings.module, target.memory, used)
+    holes = Holes(findings.module, target.memory, _claimed(others))
     for function in bundle.manifest.functions:
         try:
             findings.sites.append(_site_of(target, findings.module, function, holes))
@@ -201,13 +201,34 @@ def _check_points(target: Target, bundle: Bundle, points: list[str]) -> None:
         declared_point(target.modules, name)
 
 
+def _claimed(patches: list[PatchRecord]) -> set[int]:
+    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program."""
+    pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
+    punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
+    return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
+
+
+def _has_shadow_stack(process: Process) -> bool:
+    """Tell whether a thread has one (Documentation/arch/x86/shstk.rst)."""
+    features = (process.status(tid).get("x86_Thread_features", "") for tid in process.threads())
+    return any("shstk" in line.split() for line in features)
+
+
 class _Surroundings:
     """What the site ladder asks of the process."""
 
     def __init__(self, target: Target, holes: Holes) -> None:
+        self._target = target
         self._memory = target.memory
         self._maps = target.process.maps()
-        self.holes = holes.near
+        self._holes = holes
+        self.shadow_stack = _has_shadow_stack(target.process)
+        self.padding = holes.behind
+        self.is_free = holes.is_free
+
+    def holes(self, origin: int, size: int) -> Iterator[int]:
+        """Leave out what lies on pages that others have changed: the site itself may not."""
+        return (h for h in self._holes.near(origin, size) if not _changed_by_others(self._target, h // PAGE * PAGE))
 
     def has_room(self, pun: Pun) -> bool:
         return trampoline_room(self._maps, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
@@ -222,11 +243,12 @@ def _site_of(target: Target, module: Module, function: ReplacedFunction, holes: 
     parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
     start = module.bias + function.entry.offset
     site = choose_site(function.entry.symbol, start, code, parts, _Surroundings(target, holes))
-    for address in (site.address, site.hole):
-        if address is not None:
-            _check_page(target, address // PAGE * PAGE, site.function)
-    if site.hole is not None:
-        holes.take(site.hole)
+    for at, size in site.claims():
+        for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
+            if _changed_by_others(target, page):
+                detail = f"page {page:#x} of {site.function} is no longer the file's"
+                raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
+        holes.take(at, size)
     return site
 
 
@@ -240,7 +262,6 @@ def _read_checked(target: Target, module: Module, old: Range) -> bytes:
     return code
 
 
-def _check_page(target: Target, page: int, function: str) -> None:
+def _changed_by_others(target: Target, page: int) -> bool:
     ours = {p.live for p in target.state.document.pages} if target.state else set()
-    if page not in ours and target.memory.anonymous(page):
-        raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, f"page {page:#x} of {function} is no longer the file's")
+    return page not in ours and target.memory.anonymous(page)

@@ -9,12 +9,12 @@ from typing import Final
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.code.linker import Image, Linked
+from podgraft_engine.code.puns import punned_jump
 from podgraft_engine.code.sites import Site
 from podgraft_engine.code.stubs import (
     STUB_SIZE,
     TRAMPOLINE_SIZE,
     near_jump,
-    punned_jump,
     short_jump,
     stub,
     trampoline,
@@ -149,23 +149,22 @@ def links_of(findings: Findings) -> str:
 def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
     """Compute the bytes of a site and its hole: to the stub while threads migrate, past it when all have."""
     if site.pun is not None:
-        pieces = [punned_jump(site.address, site.length, door).hex() for door in doors]
+        pieces = [punned_jump(site.address, site.length, site.pun, door).hex() for door in doors]
         jump = Patchlet(address=site.address, transition=pieces[0], final=pieces[1])
         return SiteRecord(function=site.function, rung=site.rung, site=jump)
-    jump_at = site.address if site.hole is None else site.hole
-    pieces = [near_jump(jump_at, door).hex() for door in doors]
-    far = Patchlet(address=jump_at, transition=pieces[0], final=pieces[1])
-    if site.hole is None:
-        return SiteRecord(function=site.function, rung=site.rung, site=far)
-    short = short_jump(site.address, site.hole).hex()
-    near = Patchlet(address=site.address, transition=short, final=short)
-    return SiteRecord(function=site.function, rung=site.rung, site=near, hole=far)
+    *hops, last = site.address, *site.holes
+    pieces = [near_jump(last, door).hex() for door in doors]
+    jumps = [Patchlet(address=last, transition=pieces[0], final=pieces[1])]
+    for at, onward in zip(reversed(hops), reversed(site.holes), strict=True):
+        short = short_jump(at, onward).hex()
+        jumps.insert(0, Patchlet(address=at, transition=short, final=short))
+    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:])
 
 
 def _doors(site: Site, linked: Linked, new_symbol: str, index: int) -> tuple[int, int]:
     """Return where a site leads: to its stub, and when all threads have migrated past it to the new function."""
     stub_at = linked.stubs + 2 * STUB_SIZE * index
-    return stub_at, stub_at + STUB_SIZE if undo(site.undo) else _new_address(linked, new_symbol)
+    return stub_at, stub_at + STUB_SIZE if site.undo.needed else _new_address(linked, new_symbol)
 
 
 class _Trampolines:
@@ -192,10 +191,13 @@ def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, 
     manifest, sites, links = bundle.manifest, findings.sites, links_of(findings)
     symbols = [f.new_symbol for f in manifest.functions]
     doors = [far.lead(s, _doors(s, linked, symbols[i], i)) for i, s in enumerate(sites)]
+    # A signal frame with the very start of a function means a new call, but where branches lead back to the start.
+    early = {f.entry.offset: s.reentrant for f, s in zip(manifest.functions, sites, strict=True)}
     old = [
-        CodeRange(function=f.entry.symbol, start=module.bias + r.offset, end=module.bias + r.offset + r.size)
+        CodeRange(function=f.entry.symbol, start=at - early.get(r.offset, False), end=at + r.size)
         for f in manifest.functions
         for r in (f.entry, *f.parts)
+        for at in [module.bias + r.offset]
     ]
     new = [CodeRange(function=n, start=a, end=a + size) for n, (a, size) in linked.functions.items() if size]
     return PatchRecord(
@@ -234,9 +236,8 @@ def _write(target: Target, linked: Linked, sites: list[Site], new_symbols: list[
         new = _new_address(linked, symbol)
         body = stub(linked.base + at, site, new, linked.gate)
         code[at : at + len(body)] = body
-        back = undo(site.undo)
-        if back:
-            at += STUB_SIZE
+        if site.undo.needed:
+            at, back = at + STUB_SIZE, undo(site.undo)
             body = back + near_jump(linked.base + at + len(back), new)
             code[at : at + len(body)] = body
     gate = linked.image.gate_at

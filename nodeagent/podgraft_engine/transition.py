@@ -265,12 +265,7 @@ class Transition:
     def _restore(self, record: PatchRecord) -> None:
         """Take the sites away, wait until nobody is in a hole, then the holes and the workspace."""
         self._switch_pages(record)
-        holes = [
-            CodeRange(function=s.function, start=s.hole.address - 1, end=s.hole.address + 5)
-            for s in record.sites
-            if s.hole
-        ]
-        code = self._forbid([*holes, *all_code(record)])
+        code = self._forbid(all_code(record))
         looker = Looker(self._process, self._stacks(), self._unwinder(record), code)
         if not drained(looker, {self._helper.tid}, self._deadline, self._helper.keep_alive):
             raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")

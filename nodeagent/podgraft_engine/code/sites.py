@@ -1,13 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The site ladder: where a function can be entered by a jump that catches no thread in its middle (design 3.2).
 
-The replaced bytes lie inside one original instruction, or in padding. Rungs here: an instruction of at least 5 bytes
-takes `jmp rel32`; one of at least 2 bytes takes `jmp rel8` to a hole with a `jmp rel32`, or a punned `jmp rel32` whose
-high bytes are the bytes that follow and which leads to a trampoline. A site may stand behind instructions that the stub
-can undo.
+The replaced bytes lie inside one original instruction, or in that and padding behind it that nobody executes. So a
+thread is resumed at their first byte or not among them at all. Rungs, the first that fits:
+
+* `jmp-rel32`: five bytes.
+* `jmp-rel8-hole`: two bytes, to padding in reach that holds a `jmp rel32`.
+* `jmp-rel8-chain`: the same by way of smaller holes, each with a `jmp rel8`.
+* `jmp-punned`: two to four bytes of a `jmp rel32` whose high bytes are the bytes that follow; it leads to a trampoline.
+
+A site may stand behind instructions that the stub can undo, and behind NOPs. **NOPs at an entry**
+(`-fpatchable-function-entry`) are never replaced together: a thread that was preempted between two of them would be
+resumed in the middle of the jump. They are stepped over like a push that needs no undoing; NOPs before the entry are
+padding, so they serve as a hole. A NOP of five bytes is an instruction like any other.
+
+**No page border** may lie among the replaced bytes: two pages are not switched in one step. Where it would, less of the
+instruction is replaced (a punned jump keeps the bytes beyond the border), or another instruction is taken.
+
+**Branches back to the site** (`Site.reentrant`), or to what stands before it, bring a thread to the stub in the middle
+of a call. It gets the answer that it got at the entry, for these reasons:
+
+1. It is in old code, so it got "old" (or entered before there was a site, with a generation that means "old").
+2. Its generation cannot change in between: a thread migrates only when old code, stubs and holes are not on its stack.
+   That covers the program counter in a signal frame, also if it is exactly the function's start: for such a function
+   the forbidden range begins one byte early (prepare.py), so a handler that sleeps at a wake-up point finds it.
+3. What "old" means does not change for it: the gate of a patch is moved only by the next apply or revert, and then to
+   numbers beyond all that were given out.
+4. Finalizing lets the site lead straight to the new function only when every thread has migrated, that is, was seen
+   outside of old code with a generation that never enters it again. A revert first brings the stub back; a thread that
+   has migrated back is "old" until the site is gone.
+
+In the middle of a call flags and red zone may be in use; the stub saves both there. The argument needs every migration
+to look at the stack: a *declared point* must not be reached while such a function is on it, and a call of it that is
+suspended on another stack (docs/limitations.md) would be led astray, not only delayed. So a site that no branch leads
+back to is preferred, whatever its rung.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -15,33 +44,23 @@ from iced_x86 import Code, Decoder, FlowControl, Instruction, Mnemonic, OpKind, 
 
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.code.jumptables import table_targets
+from podgraft_engine.code.prologue import Undo, prologue
+from podgraft_engine.code.puns import NEAR_JUMP, Pun, puns
+from podgraft_engine.target.layout import PAGE
 
-NEAR_JUMP: Final = 5
 SHORT_JUMP: Final = 2
-PAGE: Final = 4096
-_PUSHED: Final = (Code.PUSH_R64,)
-_STACK_SUB: Final = (Code.SUB_RM64_IMM8, Code.SUB_RM64_IMM32)
-
-
-@dataclass
-class Undo:
-    """What stands before the site and must be undone before the new function: stack bytes, and where rbp lies."""
-
-    stack: int = 0
-    rbp_at: int | None = None
-
-
-@dataclass(frozen=True)
-class Pun:
-    """Where a punned jump can lead: all addresses in [low, high], a trampoline must be put there."""
-
-    low: int
-    high: int
+MAX_HOPS: Final = 4
+_CALLS: Final = (Code.CALL_REL32_64, Code.CALL_RM64)
+_LEAVES: Final = (FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH, FlowControl.RETURN)
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place for the jump: address and length of the replaced bytes, the displaced instruction, what to undo."""
+    """A place for the jump: address and length of the replaced bytes, the displaced instruction, what to undo.
+
+    holes: where the jump goes on, in order; the last one holds a `jmp rel32`. reentrant: the function may branch back
+    to the site, or it is not known that it does not.
+    """
 
     function: str
     address: int
@@ -49,21 +68,57 @@ class Site:
     rung: str
     displaced: Instruction
     undo: Undo
-    hole: int | None = None
+    holes: tuple[int, ...] = ()
     pun: Pun | None = None
+    reentrant: bool = False
+
+    def claims(self) -> list[tuple[int, int]]:
+        """Return address and size of all bytes that this site changes or relies on."""
+        hops = [(hole, SHORT_JUMP) for hole in self.holes[:-1]]
+        return [
+            (self.address, self.pun.size if self.pun else self.length),
+            *hops,
+            *((h, NEAR_JUMP) for h in self.holes[-1:]),
+        ]
 
 
 class Surroundings(Protocol):
     """What choosing a site needs to know of the process."""
 
+    @property
+    def shadow_stack(self) -> bool:
+        """Tell whether the processor compares return addresses with what calls have pushed."""
+
     def holes(self, origin: int, size: int) -> Iterator[int]:
-        """Yield free holes of at least `size` bytes that a `jmp rel8` ending at `origin` reaches."""
+        """Yield free places of `size` bytes that a `jmp rel8` ending at `origin` reaches."""
+
+    def padding(self, end: int) -> int:
+        """Return how many free bytes of padding follow the end of a function."""
+
+    def is_free(self, start: int, size: int) -> bool:
+        """Tell whether no other site uses these bytes."""
 
     def has_room(self, pun: Pun) -> bool:
         """Tell whether a page is free where a punned jump leads."""
 
     def read(self, address: int, size: int) -> bytes | None:
         """Return bytes of the target, None where it is not mapped."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """An instruction that may be displaced. room: bytes that may be replaced, all in its page; code: from it on."""
+
+    instruction: Instruction
+    undo: Undo
+    room: int
+    code: bytes
+    reentrant: bool
+
+    def site(self, name: str, rung: str, length: int, holes: tuple[int, ...] = (), *, pun: Pun | None = None) -> Site:
+        """Take this place."""
+        at = self.instruction.ip
+        return Site(name, at, length, rung, self.instruction, self.undo, holes, pun, self.reentrant)
 
 
 def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes]], surroundings: Surroundings) -> Site:
@@ -84,83 +139,100 @@ def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes
     bodies = [(start, start + len(code)), *((address, address + len(data)) for address, data in parts)]
     tables = table_targets(everything, bodies, surroundings.read)
     targets = _branch_targets(everything) | (tables or set())
-    # A branch back to the site, or to what stands before it, would let a running call change generation.
-    candidates = [c for c in _candidates(instructions) if not any(start <= t <= c[0].ip for t in targets)]
-    candidates = [c for c in candidates if tables is not None or _is_prologue(c[0])]
-    for instruction, undo in candidates:
-        if instruction.len >= NEAR_JUMP and not _crosses_page(instruction.ip, NEAR_JUMP):
-            return Site(name, instruction.ip, NEAR_JUMP, "jmp-rel32", instruction, undo)
-    for instruction, undo in candidates:
-        if instruction.len >= SHORT_JUMP and not _crosses_page(instruction.ip, SHORT_JUMP):
-            for hole in surroundings.holes(instruction.ip + SHORT_JUMP, NEAR_JUMP):
-                if not _crosses_page(hole, NEAR_JUMP):
-                    return Site(name, instruction.ip, SHORT_JUMP, "jmp-rel8-hole", instruction, undo, hole)
-    for instruction, undo in candidates:
-        pun = _pun(instruction, code, start)
-        if pun is not None and surroundings.has_room(pun):
-            return Site(name, instruction.ip, instruction.len, "jmp-punned", instruction, undo, pun=pun)
+    found = []
+    for instruction, undo in prologue(instructions):
+        if not displaceable(instruction, calls=not surroundings.shadow_stack):
+            continue
+        reentrant = any(start <= t <= instruction.ip for t in targets)
+        reentrant |= tables is None and not _is_prologue(instruction)
+        room = _room(instruction, start + len(code), surroundings)
+        if not any(instruction.ip < t < instruction.ip + room for t in targets):
+            found.append(_Candidate(instruction, undo, room, code[instruction.ip - start :], reentrant))
+    for reentrant in (False, True):
+        for rung in _RUNGS:
+            for candidate in found:
+                site = rung(name, candidate, surroundings) if candidate.reentrant == reentrant else None
+                if site is not None:
+                    return site
     seen = "; ".join(str(i) for i in instructions[:3])
     raise Refusal(Reason.NO_PATCH_SITE, f"{name} at {start:#x}: no rung of the site ladder fits ({seen})")
 
 
-def _pun(instruction: Instruction, code: bytes, start: int) -> Pun | None:
-    """Return where `jmp rel32` would lead when only the bytes of this instruction may be chosen."""
-    free = instruction.len - 1
-    at = instruction.ip - start
-    kept = code[at + instruction.len : at + NEAR_JUMP]
-    if instruction.len < SHORT_JUMP or instruction.len + len(kept) != NEAR_JUMP:
+def _room(instruction: Instruction, end: int, surroundings: Surroundings) -> int:
+    """Return how many bytes may be replaced: the instruction, padding behind it, but nothing on the next page."""
+    room = instruction.len
+    if instruction.next_ip == end and instruction.flow_control in _LEAVES:
+        room += surroundings.padding(end)
+    return min(room, PAGE - instruction.ip % PAGE)
+
+
+def _near(name: str, candidate: _Candidate, surroundings: Surroundings) -> Site | None:
+    at = candidate.instruction.ip
+    if candidate.room < NEAR_JUMP or not surroundings.is_free(at, NEAR_JUMP):
         return None
-    if _crosses_page(instruction.ip, instruction.len):
+    return candidate.site(name, "jmp-rel32", NEAR_JUMP)
+
+
+def _by_hole(name: str, candidate: _Candidate, surroundings: Surroundings) -> Site | None:
+    at = candidate.instruction.ip
+    if candidate.room < SHORT_JUMP or not surroundings.is_free(at, SHORT_JUMP):
         return None
-    distance = int.from_bytes(bytes(free) + kept, "little", signed=True)
-    low = instruction.ip + NEAR_JUMP + distance
-    return Pun(low, low + (1 << 8 * free) - 1)
-
-
-def _candidates(instructions: list[Instruction]) -> Iterator[tuple[Instruction, Undo]]:
-    """Yield the instructions that may be displaced, as long as all before them can be undone."""
-    undo = Undo()
-    for instruction in instructions:
-        if instruction.code == Code.INVALID:
-            return
-        if instruction.code != Code.ENDBR64 and displaceable(instruction):
-            yield instruction, Undo(undo.stack, undo.rbp_at)
-        if not _undoable(instruction, undo):
-            return
-
-
-def displaceable(instruction: Instruction) -> bool:
-    """Tell whether the instruction means the same when it is executed in the stub."""
-    if instruction.is_jcx_short or instruction.is_loop or instruction.is_loopcc:
-        return False
-    return instruction.flow_control in (
-        FlowControl.NEXT,
-        FlowControl.UNCONDITIONAL_BRANCH,
-        FlowControl.CONDITIONAL_BRANCH,
+    # One in the same page means one page less to switch.
+    holes = sorted(
+        _apart(surroundings.holes(at + SHORT_JUMP, NEAR_JUMP), NEAR_JUMP, [(at, SHORT_JUMP)]),
+        key=lambda hole: hole // PAGE != at // PAGE,
     )
+    return candidate.site(name, "jmp-rel8-hole", SHORT_JUMP, (holes[0],)) if holes else None
 
 
-def _undoable(instruction: Instruction, undo: Undo) -> bool:
-    """Add one instruction to what must be undone; False when it cannot be."""
-    if instruction.code == Code.ENDBR64:
-        return True
-    if instruction.code in _PUSHED:
-        undo.stack += 8
-        if instruction.op0_register == Register.RBP and undo.rbp_at is None:
-            undo.rbp_at = undo.stack
-        return True
-    if instruction.mnemonic == Mnemonic.SUB and instruction.op0_register == Register.RSP:
-        if instruction.code in _STACK_SUB:
-            undo.stack += instruction.immediate(1)
-            return True
+def _by_chain(name: str, candidate: _Candidate, surroundings: Surroundings) -> Site | None:
+    at = candidate.instruction.ip
+    if candidate.room < SHORT_JUMP or not surroundings.is_free(at, SHORT_JUMP):
+        return None
+    ways: list[tuple[int, ...]] = [(at,)]
+    seen = {at}
+    for _ in range(MAX_HOPS):
+        longer = []
+        for way in ways:
+            mine = [(hop, SHORT_JUMP) for hop in way]
+            for hole in _apart(surroundings.holes(way[-1] + SHORT_JUMP, NEAR_JUMP), NEAR_JUMP, mine):
+                return candidate.site(name, "jmp-rel8-chain", SHORT_JUMP, (*way[1:], hole))
+            for hop in _apart(surroundings.holes(way[-1] + SHORT_JUMP, SHORT_JUMP), SHORT_JUMP, mine):
+                if hop not in seen:
+                    seen.add(hop)
+                    longer.append((*way, hop))
+        ways = longer
+    return None
+
+
+def _by_pun(name: str, candidate: _Candidate, surroundings: Surroundings) -> Site | None:
+    at, length = candidate.instruction.ip, min(candidate.room, NEAR_JUMP - 1)
+    for pun in puns(at, candidate.code, length):
+        if surroundings.is_free(at, pun.size) and surroundings.has_room(pun):
+            return candidate.site(name, "jmp-punned", length, pun=pun)
+    return None
+
+
+_RUNGS: Final[tuple[Callable[[str, _Candidate, Surroundings], Site | None], ...]] = (
+    _near,
+    _by_hole,
+    _by_chain,
+    _by_pun,
+)
+
+
+def _apart(places: Iterator[int], size: int, others: list[tuple[int, int]]) -> Iterator[int]:
+    """Leave out the places that overlap with others (address, size)."""
+    return (p for p in places if all(p + size <= at or at + length <= p for at, length in others))
+
+
+def displaceable(instruction: Instruction, *, calls: bool) -> bool:
+    """Tell whether the stub can do what the instruction does: execute it, or for a call push its return address."""
+    if instruction.code == Code.ENDBR64 or instruction.is_jcx_short or instruction.is_loop or instruction.is_loopcc:
         return False
-    if instruction.mnemonic == Mnemonic.MOV and instruction.op0_register == Register.RBP:
-        return (
-            instruction.op1_kind == OpKind.REGISTER
-            and instruction.op1_register == Register.RSP
-            and undo.rbp_at is not None
-        )
-    return False
+    if instruction.code in _CALLS:
+        return calls and Register.RSP not in {instruction.memory_base, instruction.op0_register}
+    return instruction.flow_control in (FlowControl.NEXT, FlowControl.CONDITIONAL_BRANCH, *_LEAVES)
 
 
 def _is_prologue(instruction: Instruction) -> bool:
@@ -176,7 +248,3 @@ def _branch_targets(instructions: list[Instruction]) -> set[int]:
     return {
         i.near_branch_target for i in instructions if i.flow_control in kinds and i.op0_kind == OpKind.NEAR_BRANCH64
     }
-
-
-def _crosses_page(address: int, size: int) -> bool:
-    return address // PAGE != (address + size - 1) // PAGE

@@ -1,31 +1,33 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The code that a site jumps to while threads are on both generations, and the jumps themselves (design 3.3).
 
-stub:   push r11; rdgsbase r11; cmp r11,[until]; jae old; cmp r11,[from]; pop r11; jae new; old: ...
-No register is lost (callers compiled with -fipa-ra may keep values in any of them); flags are dead at an entry.
+stub:   push r11; rdgsbase r11; cmp r11,[until]; jae old; cmp r11,[from]; jb old; pop r11; jmp new; old: pop r11; ...
+No register is lost (callers compiled with -fipa-ra may keep values in any of them). Flags are dead at an entry, and
+nothing lies below the stack pointer. In the middle of a call, where a branch leads back to the site, neither is true:
+there the stub steps over the red zone (psABI 3.2.2) and saves the flags.
 """
 
 import struct
 from typing import Final
 
-from iced_x86 import BlockEncoder, Instruction
+from iced_x86 import BlockEncoder, Code, Instruction, Register
 
 from podgraft_bundle.errors import PodgraftError, Reason
-from podgraft_engine.code.sites import NEAR_JUMP, Site, Undo
+from podgraft_engine.code.prologue import Undo
+from podgraft_engine.code.puns import NEAR_JUMP
+from podgraft_engine.code.sites import Site
 
-# An upper bound: decision 33, undo 13, jump 5, displaced instruction 15 (a branch may grow), jump back 5.
-STUB_SIZE: Final = 96
+# An upper bound: decision 31, twice a way out of it 11, undo 61, jumps 10, a displaced instruction (a call grows) 28.
+STUB_SIZE: Final = 160
+_OVER_RED_ZONE: Final = b"\x48\x8d\x64\x24\x80"  # lea rsp,[rsp-128]
+_BACK_OVER_RED_ZONE: Final = b"\x48\x8d\xa4\x24\x80\0\0\0"  # lea rsp,[rsp+128]
+_JUMPS: Final = {Code.CALL_REL32_64: Code.JMP_REL32_64, Code.CALL_RM64: Code.JMP_RM64}
 TRAMPOLINE_SIZE: Final = 16
 
 
 def near_jump(address: int, target: int) -> bytes:
     """Encode `jmp rel32`."""
     return b"\xe9" + _rel32(address + NEAR_JUMP, target)
-
-
-def punned_jump(address: int, length: int, target: int) -> bytes:
-    """Encode the first bytes of a `jmp rel32`; the others are the ones that follow in the program."""
-    return near_jump(address, target)[:length]
 
 
 def trampoline(target: int) -> bytes:
@@ -47,42 +49,54 @@ def stub(address: int, site: Site, new: int, gate: int) -> bytes:
         new: the new function.
         gate: address of two words: a thread whose GS base lies in [first, second) takes the new function.
     """
-    code = bytearray(b"\x41\x53")  # push r11
+    code, restore = b"\x41\x53", b"\x41\x5b"  # push r11, pop r11
+    if site.reentrant or site.undo.flags:
+        code, restore = code + b"\x9c", b"\x9d" + restore  # pushfq, popfq
+    if site.reentrant:
+        code, restore = _OVER_RED_ZONE + code, restore + _BACK_OVER_RED_ZONE
+    to_new = restore + undo(site.undo)
+    skipped = len(to_new) + NEAR_JUMP
     code += b"\xf3\x49\x0f\xae\xcb"  # rdgsbase r11
     code += b"\x4c\x3b\x1d" + _rel32(address + len(code) + 7, gate + 8)  # cmp r11, [until]
-    code += b"\x73\x00"  # jae pop_old
-    to_old = len(code)
+    code += bytes([0x73, 9 + skipped])  # jae old
     code += b"\x4c\x3b\x1d" + _rel32(address + len(code) + 7, gate)  # cmp r11, [from]
-    code += b"\x72\x00"  # jb pop_old
-    to_old_too = len(code)
-    code += b"\x41\x5b"  # pop r11
-    code += undo(site.undo)
+    code += bytes([0x72, skipped])  # jb old
+    code += to_new
     code += near_jump(address + len(code), new)
-    code[to_old - 1] = len(code) - to_old
-    code[to_old_too - 1] = len(code) - to_old_too
-    code += b"\x41\x5b"  # pop_old: pop r11
+    code += restore  # old:
     code += displaced_code(address + len(code), site.displaced)
-    code += near_jump(address + len(code), site.address + site.displaced.len)
+    code += near_jump(address + len(code), site.displaced.next_ip)
     if len(code) > STUB_SIZE:
         raise PodgraftError(Reason.INTERNAL, f"the stub of {site.function} has {len(code)} bytes")
-    return bytes(code)
+    return code
 
 
 def undo(what: Undo) -> bytes:
-    """Encode the way back to the state at the function's entry; flags and all other registers stay."""
+    """Encode the way back to the state at the function's entry; all other registers stay."""
     code = b""
-    if what.rbp_at is not None:
-        code += b"\x48\x8b\xac\x24" + struct.pack("<i", what.stack - what.rbp_at)  # mov rbp,[rsp+n]
+    for register, depth in what.restore:
+        number = register - Register.RAX
+        code += bytes([0x48 | number >> 3 << 2, 0x8B, 0x84 | (number & 7) << 3, 0x24])  # mov r,[rsp+n]
+        code += struct.pack("<i", what.stack - depth)
+    if what.rax:
+        code += b"\xb8\x08\0\0\0"  # mov eax,8
     if what.stack:
         code += b"\x48\x8d\xa4\x24" + struct.pack("<i", what.stack)  # lea rsp,[rsp+n]
     return code
 
 
 def displaced_code(address: int, instruction: Instruction) -> bytes:
-    """Encode an instruction anew for another address."""
+    """Encode the instruction for another place; a call leaves the return address that it leaves in its own place."""
+    code, jump = b"", _JUMPS.get(instruction.code)
+    if jump is not None:
+        low, high = instruction.next_ip & (2**32 - 1), instruction.next_ip >> 32
+        # push sign-extends its immediate: the upper half is written on its own.
+        code = b"\x68" + struct.pack("<I", low) + b"\xc7\x44\x24\x04" + struct.pack("<I", high)
+        instruction = instruction.copy()
+        instruction.code = jump
     encoder = BlockEncoder(64)
     encoder.add(instruction)
-    return encoder.encode(address)
+    return code + encoder.encode(address + len(code))
 
 
 def _rel32(origin: int, target: int) -> bytes:

@@ -14,7 +14,7 @@ from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind
 
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.code.holes import is_padding
-from podgraft_engine.code.sites import NEAR_JUMP
+from podgraft_engine.code.puns import NEAR_JUMP
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.module import Module
 

@@ -145,9 +145,8 @@ def compose(
         final = patch.phase in ("finalizing", "finalized")
         holes_only = patch is holes_only_of or patch.phase == "restoring"
         for record in patch.sites:
-            pieces = [record.hole] if holes_only else [record.hole, record.site]
-            for piece in pieces:
-                if piece is not None and live <= piece.address < live + PAGE:
+            for piece in record.holes if holes_only else [*record.holes, record.site]:
+                if live <= piece.address < live + PAGE:
                     content[piece.address] = bytes.fromhex(piece.final if final else piece.transition)
     return content
 
@@ -168,7 +167,7 @@ def pages_of(patch: PatchRecord) -> list[int]:
 
 
 def _pieces(patch: PatchRecord) -> list[Patchlet]:
-    return [p for s in patch.sites for p in (s.site, s.hole) if p is not None]
+    return [p for s in patch.sites for p in (s.site, *s.holes)]
 
 
 def _at(maps: list[Mapping], address: int) -> Mapping | None:

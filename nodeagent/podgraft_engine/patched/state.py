@@ -59,12 +59,12 @@ class Patchlet(Record):
 
 
 class SiteRecord(Record):
-    """One replaced function: its site, and the hole that holds a long jump for it."""
+    """One replaced function: its site, and the holes by which its jump goes on, in order; the last one changes."""
 
     function: str
     rung: str
     site: Patchlet
-    hole: Patchlet | None = None
+    holes: list[Patchlet] = []
 
 
 class CodeRange(Record):
@@ -175,7 +175,10 @@ class Document(Record):
 
 
 def all_code(record: PatchRecord) -> list[CodeRange]:
-    """Return the executable part of an area without gaps: the new functions, and between them our stubs and thunks."""
+    """Return the executable part of an area without gaps (new functions, between them stubs and thunks), and the holes.
+
+    A range begins one byte before a hole: a signal frame may hold the hole's first byte as the place to go on.
+    """
     result: list[CodeRange] = []
     position = record.code.start
     for item in sorted(record.new, key=lambda r: r.start):
@@ -184,7 +187,12 @@ def all_code(record: PatchRecord) -> list[CodeRange]:
         result.append(item)
         position = item.end
     far = [CodeRange(function="a stub", start=page, end=page + PAGE) for page in record.trampolines]
-    return [*result, CodeRange(function="a stub", start=position, end=record.code.end), *far]
+    holes = [
+        CodeRange(function=s.function, start=hole.address - 1, end=hole.address + len(hole.final) // 2)
+        for s in record.sites
+        for hole in s.holes
+    ]
+    return [*result, CodeRange(function="a stub", start=position, end=record.code.end), *far, *holes]
 
 
 class State:

@@ -18,6 +18,8 @@ from elftools.elf.elffile import ELFFile
 RETURN_ADDRESS: Final = 16
 RSP: Final = 7
 _TABLE_DATAREL_SDATA4: Final = 0x3B
+_FOUR_BYTES: Final = (0x3, 0xB)  # udata4, sdata4
+_LENGTH_IN_64_BITS: Final = 2**32 - 1
 _PARSE_ERRORS: Final = (DWARFError, ELFParseError, KeyError, IndexError, ValueError, TypeError, AttributeError)
 
 
@@ -43,6 +45,8 @@ class EhFrame:
 
     def __init__(self, data: bytes, address: int, starts: list[tuple[int, int]] | None) -> None:
         structs = DWARFStructs(little_endian=True, dwarf_format=32, address_size=8)
+        self._data = data
+        self._encodings: dict[int, int] = {}
         self._info = CallFrameInfo(BytesIO(data), len(data), address, structs, for_eh_frame=True)
         if starts is None:
             starts = [(e["initial_location"], e.offset) for e in self._info.get_entries() if isinstance(e, FDE)]
@@ -62,15 +66,20 @@ class EhFrame:
 
     def range_of(self, pc: int) -> tuple[int, int] | None:
         """Return start and end of the code that an entry describes, None when no entry covers pc."""
-        entry = self._entry(pc)
-        return (entry["initial_location"], entry["initial_location"] + entry["address_range"]) if entry else None
+        index = bisect.bisect_right(self._starts, pc) - 1
+        found = self._range_at(index) if index >= 0 else None
+        return found if found is not None and pc < found[1] else None
 
     def ranges_between(self, low: int, high: int) -> list[tuple[int, int]]:
         """Return the ranges that begin in [low, high), and the one before, in order."""
         first = max(bisect.bisect_left(self._starts, low) - 1, 0)
         last = bisect.bisect_left(self._starts, high)
-        found = [self.range_of(start) for start in self._starts[first:last]]
+        found = [self._range_at(index) for index in range(first, last)]
         return [r for r in found if r is not None]
+
+    def starts(self) -> list[int]:
+        """Return where entries begin, in order: mostly functions, but cold parts and hand-written pieces, too."""
+        return self._starts
 
     def row(self, pc: int, *, parse: bool = True) -> Row | None:
         """Return the unwind row for a pc; without `parse` only if its function was parsed before, else None."""
@@ -84,6 +93,20 @@ class EhFrame:
             self._rows[offset] = self._decode(pc)
         starts, rows = self._rows[offset]
         return rows[bisect.bisect_right(starts, pc)]
+
+    def _range_at(self, index: int) -> tuple[int, int] | None:
+        """Return the range of one entry; its size is read in place, for a whole parse takes some 100 us."""
+        start, offset = self._table[index]
+        length, back = struct.unpack_from("<II", self._data, offset) if offset + 16 <= len(self._data) else (0, 0)
+        encoding = self._encodings.get(offset + 4 - back) if length not in (0, _LENGTH_IN_64_BITS) else None
+        if encoding is not None and encoding & 0xF in _FOUR_BYTES:
+            size = struct.unpack_from("<I", self._data, offset + 12)[0]
+            return (start, start + size) if size else None
+        entry = self._entry(start)
+        if entry is None:
+            return None
+        self._encodings[entry.cie.offset] = entry.cie.augmentation_dict.get("FDE_encoding", 0)
+        return entry["initial_location"], entry["initial_location"] + entry["address_range"]
 
     def _entry(self, pc: int) -> Any:
         index = bisect.bisect_right(self._starts, pc) - 1
