@@ -7,26 +7,13 @@ from pydantic import Field
 from podgraft_api.conditions import Condition
 from podgraft_api.model import Count, Int64, Model, Report, rules
 from podgraft_api.nodepatch import Straggler
+from podgraft_api.progress import RolloutStatus
+from podgraft_api.strategy import Strategy
 
 PLURAL = "livepatches"
 FINALIZER = "podgraft.dev/revert"
 MAX_FAILURES = 20
 MAX_STRAGGLERS = 20
-
-Percent = Annotated[
-    int | str,
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            **rules(
-                (
-                    "type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",
-                    "must be a positive number or a percentage from 1% to 100%",
-                )
-            ),
-        }
-    ),
-]
 
 
 class ConfigMapSource(Model):
@@ -108,17 +95,6 @@ class LabelSelector(Model):
         | None
     ) = None
     match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=64)] | None = None
-
-
-class Strategy(Model):
-    """How fast."""
-
-    max_parallel: Annotated[
-        Percent, Field(description="pods in transition at a time, a number or a part of the matched pods")
-    ] = "25%"
-    thread_deadline_seconds: Annotated[
-        int, Field(ge=1, le=3600, description="how long one attempt waits for a thread before it is reported")
-    ] = 30
 
 
 class LivePatchSpec(Model):
@@ -207,6 +183,7 @@ class LivePatchStatus(Report):
     pods: PodCounts | None = None
     threads: ThreadCounts | None = None
     summary: Summary | None = None
+    rollout: RolloutStatus | None = None
     max_held_microseconds: Annotated[float, Field(ge=0)] | None = None
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_FAILURES)] | None = None
     failure_count: Count | None = None

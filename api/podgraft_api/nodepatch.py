@@ -64,6 +64,13 @@ class BundleRef(Model):
     build_id: Annotated[str, Field(description="build id of the module that is patched")]
 
 
+class Baseline(Model):
+    """How a pod was when it was begun; for the operator's health gate, of no meaning to the agent."""
+
+    ready: bool
+    restarts: Count
+
+
 class Item(Model):
     """One LivePatch in one pod. version: metadata.generation of the NodePatch that last changed this item."""
 
@@ -75,6 +82,7 @@ class Item(Model):
     pod: PodRef
     containers: Annotated[tuple[ContainerRef, ...], Field(min_length=1, max_length=64)]
     thread_deadline_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    baseline: Baseline | None = None
 
 
 class NodePatchSpec(Model):

@@ -11,7 +11,7 @@ from podgraft_api.nodepatch import CHUNK_KEY, BundleRef, chunk_name
 from podgraft_bundle.bundle import decode
 from podgraft_bundle.errors import Refusal
 from podgraft_kube.client import ApiError, Json, Kube
-from podgraft_operator.summary import Problem
+from podgraft_operator.problem import Problem
 
 # A ConfigMap may hold 1 MiB, counted after base64.
 CHUNK_BYTES = 512 * 1024

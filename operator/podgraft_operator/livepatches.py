@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import structlog
+from pydantic import BaseModel
 
 from podgraft_api.livepatch import FINALIZER, PLURAL, LivePatchStatus
 from podgraft_api.model import API_VERSION
+from podgraft_api.progress import RolloutStatus
 from podgraft_kube.client import ApiError, Kube
 
 log = structlog.get_logger(__name__)
@@ -33,15 +35,30 @@ async def write_status(kube: Kube, body: Body, before: LivePatchStatus, status: 
     """Write the status if it differs, and an Event if its reason is new; returns the object as written."""
     if status == before:
         return None
-    absent: Body = {field.alias or name: None for name, field in LivePatchStatus.model_fields.items()}
-    # The uid guards against a namesake made meanwhile; there is no other writer of the status.
-    change = {"metadata": {"uid": body["metadata"]["uid"]}, "status": absent | status.wire()}
-    written = await kube.patch(f"{path(body)}/status", change)
+    whole = _absent(LivePatchStatus) | status.wire()
+    if status.rollout is not None:
+        whole["rollout"] = _absent(RolloutStatus) | whole["rollout"]
+    written = await _patch_status(kube, body, whole)
     ready = {one.type: one for one in status.conditions}["Ready"]
     if ready.reason not in {one.reason for one in before.conditions if one.type == "Ready"}:
         stalled = any(one.type == "Stalled" and one.status == "True" for one in status.conditions)
         await emit(kube, body, "Warning" if stalled else "Normal", ready.reason, ready.message)
     return written
+
+
+async def remember(kube: Kube, body: Body, rollout: RolloutStatus) -> Body:
+    """Write the memory of the rollout alone, before anything is done about it; returns the object as written."""
+    return await _patch_status(kube, body, {"rollout": _absent(RolloutStatus) | rollout.wire()})
+
+
+async def _patch_status(kube: Kube, body: Body, status: Body) -> Body:
+    # The uid guards against a namesake made meanwhile; there is no other writer of the status.
+    return await kube.patch(f"{path(body)}/status", {"metadata": {"uid": body["metadata"]["uid"]}, "status": status})
+
+
+def _absent(model: type[BaseModel]) -> Body:
+    """Return a null for each field: a merge patch keeps what it does not name."""
+    return {field.alias or name: None for name, field in model.model_fields.items()}
 
 
 async def emit(kube: Kube, body: Body, kind: str, reason: str, message: str) -> None:

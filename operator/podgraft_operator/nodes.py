@@ -9,7 +9,7 @@ import structlog
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import PLURAL, Item
 from podgraft_kube.client import ApiError, Kube
-from podgraft_operator.rollout import Change
+from podgraft_operator.change import Change
 from podgraft_operator.world import World
 
 PATH = f"/apis/{API_VERSION}/{PLURAL}"

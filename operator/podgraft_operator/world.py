@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from podgraft_api.nodepatch import Item, NodePatch
-from podgraft_operator.rollout import Placed, settled
+from podgraft_operator.placement import Placed, settled
 from podgraft_operator.targets import Pod, parse_pod
 
 Kind = Literal["livepatches", "pods", "nodepatches"]
