@@ -97,6 +97,10 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
 	@$(BIN)/python bench/gaps.py
 
+.PHONY: killtest
+killtest: install ## Kill the engine 1,000 times, at every step, against a loaded program and Redis (KILLS=n)
+	@$(BIN)/python -m tests.torture.killtest $(if $(KILLS),--kills=$(KILLS))
+
 .PHONY: asm
 asm: ## Assemble the engine's block anew from its source
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o

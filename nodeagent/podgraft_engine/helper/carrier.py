@@ -15,6 +15,7 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block
 from podgraft_engine.helper.mailbox import SIZE, Helper, adopt
 from podgraft_engine.helper.seccomp import forbidden_calls, read_filters
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
@@ -175,11 +176,14 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
             **{name: root[name] for name in ("state", "size", "check")},
         }
     )
+    reached(Step.SLOTS_WRITTEN)
     regs.rip = blk.address + block.CARRIER
     regs.orig_rax = block.MASK64
     held.set_regs()
+    reached(Step.REDIRECTED)
     # After SETREGS: a kill before it must not leave the thread deaf.
     held.block_signals()
+    reached(Step.SIGNALS_BLOCKED)
 
 
 def _caught(process: Process, tid: int) -> int:
