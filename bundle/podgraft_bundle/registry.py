@@ -82,6 +82,18 @@ def parse_reference(text: str) -> Reference:
     return Reference(found["host"], found["path"], found["tag"], found["digest"])
 
 
+def permitted(text: str, access: Access) -> Reference:
+    """Return the reference of a bundle that may be pulled; raises Refusal(REGISTRY_NOT_ALLOWED)."""
+    wanted = parse_reference(text)
+    if wanted.digest is None:
+        hint = "name the artifact by its digest, as podgraft push prints it; a tag is no name for code"
+        raise Refusal(Reason.REGISTRY_NOT_ALLOWED, f"{text} has no digest", hint)
+    name = f"{wanted.host}/{wanted.path}"
+    if access.allow and not any(name == one or name.startswith(one.rstrip("/") + "/") for one in access.allow):
+        raise Refusal(Reason.REGISTRY_NOT_ALLOWED, f"{name} is not among {', '.join(access.allow)}")
+    return wanted
+
+
 def pull(reference: str, access: Access) -> bytes:
     """Return the bytes of the .graft file that an artifact holds; they are not decoded yet.
 
@@ -89,14 +101,11 @@ def pull(reference: str, access: Access) -> bytes:
         Refusal: the reference is not allowed or has no digest, or what came is not what the digest says.
         PodgraftError: REGISTRY_UNREACHABLE, worth another try.
     """
-    wanted = parse_reference(reference)
-    if wanted.digest is None:
-        hint = "name the artifact by its digest, as podgraft push prints it; a tag is no name for code"
-        raise Refusal(Reason.REGISTRY_NOT_ALLOWED, f"{reference} has no digest", hint)
+    wanted = permitted(reference, access)
     with _connected(wanted, access) as registry:
         url = f"{registry.prefix}://{Container(str(wanted)).manifest_url()}"
         answer = _good(registry.do_request(url, "GET", headers={"Accept": _MANIFEST_TYPE}), wanted)
-        layer = _the_layer(_checked(answer.content, wanted.digest, _MAX_MANIFEST), wanted)
+        layer = _the_layer(_checked(answer.content, wanted.digest or "", _MAX_MANIFEST), wanted)
         blob = _good(registry.get_blob(Container(str(wanted)), layer["digest"]), wanted)
         return _checked(blob.content, layer["digest"], MAX_BUNDLE)
 
@@ -160,9 +169,6 @@ class _Registry(oras.provider.Registry):  # type: ignore[misc] # the library has
 @contextlib.contextmanager
 def _connected(wanted: Reference, access: Access) -> Iterator[_Registry]:
     """Yield a client for one registry; trouble is told without addresses, for that of a redirect may hold a secret."""
-    name = f"{wanted.host}/{wanted.path}"
-    if access.allow and not any(name == one or name.startswith(one.rstrip("/") + "/") for one in access.allow):
-        raise Refusal(Reason.REGISTRY_NOT_ALLOWED, f"{name} is not among {', '.join(access.allow)}")
     plain = wanted.host in access.plain_http or (access.ca is None and _LOOPBACK.fullmatch(wanted.host) is not None)
     verify = str(access.ca) if access.ca else True
     registry = _Registry(insecure=plain, tls_verify=verify, auth_backend=_Tokens.__name__)
@@ -175,9 +181,9 @@ def _connected(wanted: Reference, access: Access) -> Iterator[_Registry]:
         yield registry
     except requests.exceptions.SSLError as error:
         raise PodgraftError(Reason.REGISTRY_UNREACHABLE, f"{wanted.host}: its certificate is not accepted") from error
-    except requests.RequestException as error:
+    except OSError as error:  # requests' own errors are of this kind, and so is a file that cannot be read
         raise PodgraftError(Reason.REGISTRY_UNREACHABLE, f"{wanted.host}: {type(error).__name__}") from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         # What oras raises where it asks for a password that it does not have, or cannot read an answer.
         raise Refusal(Reason.REGISTRY_REFUSED, f"{wanted.host}: no credentials that it accepts") from error
 
@@ -197,7 +203,7 @@ def _the_layer(text: bytes, wanted: Reference) -> dict[str, Any]:
         layers = json.loads(text)["layers"]
         (layer,) = (one for one in layers if one["mediaType"] == MEDIA_TYPE)
         size, digest = int(layer["size"]), str(layer["digest"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise Refusal(Reason.NOT_A_BUNDLE, f"{wanted} has no single layer of type {MEDIA_TYPE}") from None
     if len(layers) != 1 or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
         raise Refusal(Reason.NOT_A_BUNDLE, f"{wanted} has more than the bundle in it, or no SHA-256 digest")

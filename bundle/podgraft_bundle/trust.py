@@ -30,6 +30,10 @@ class Trust:
     keys: tuple[Ed25519PublicKey, ...] = ()
     allow_unsigned: bool = False
 
+    def ids(self) -> set[str]:
+        """Return the ids of the trusted keys."""
+        return {key_id(key) for key in self.keys}
+
     def check(self, bundle: Bundle) -> tuple[str, ...]:
         """Return the ids of the trusted keys that signed the bundle.
 

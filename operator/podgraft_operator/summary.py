@@ -23,10 +23,11 @@ AGENT_SILENT = "AgentNotAnswering"
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a LivePatch cannot go on until somebody changes something; goes into conditions and an Event."""
+    """Why a LivePatch cannot go on now; goes into conditions and an Event. passing: it will by itself, presently."""
 
     reason: str
     message: str
+    passing: bool = False
 
 
 def summarize(
@@ -89,8 +90,8 @@ class Verdict:
 
 
 def problem_verdict(problem: Problem) -> Verdict:
-    """A problem of the LivePatch itself: stalled until it is solved."""
-    return Verdict("Stalled", problem.reason, problem.message)
+    """A problem of the LivePatch itself: stalled until it is solved, but for one that passes."""
+    return Verdict("Reconciling" if problem.passing else "Stalled", problem.reason, problem.message)
 
 
 def _verdict(
