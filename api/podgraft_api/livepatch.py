@@ -130,6 +130,7 @@ class BundleInfo(Report):
     name: str
     version: str
     cves: tuple[str, ...] = ()
+    signed_by: Annotated[tuple[str, ...], Field(description="ids of the trusted keys that signed it")] = ()
 
 
 class PodCounts(Report):

@@ -174,4 +174,12 @@ def chunk_name(digest: str, index: int) -> str:
     return f"podgraft-bundle-{digest.removeprefix('sha256:')}-{index}"
 
 
+def signatures_name(digest: str) -> str:
+    """Return the name of the ConfigMap that holds the signatures of a bundle: key id -> base64 of the signature.
+
+    They are not in the chunks: those never change, and a bundle may be signed once more.
+    """
+    return f"podgraft-bundle-{digest.removeprefix('sha256:')}-signatures"
+
+
 CHUNK_KEY = "chunk"

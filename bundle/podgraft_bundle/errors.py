@@ -24,6 +24,16 @@ class Reason(StrEnum):
     BUNDLE_UNKNOWN_VERSION = "BundleUnknownVersion"
     BUNDLE_MALFORMED = "BundleMalformed"
     WRONG_ARCHITECTURE = "WrongArchitecture"
+    # Trust, and where bundles come from.
+    UNSIGNED_BUNDLE = "UnsignedBundle"
+    UNTRUSTED_SIGNATURE = "UntrustedSignature"
+    BAD_SIGNATURE = "BadSignature"
+    BAD_KEY = "BadKey"
+    FILE_EXISTS = "FileExists"
+    REGISTRY_UNREACHABLE = "RegistryUnreachable"
+    REGISTRY_REFUSED = "RegistryRefused"
+    REGISTRY_NOT_ALLOWED = "RegistryNotAllowed"
+    NOT_A_BUNDLE = "NotABundle"
     # The builder.
     PATCH_DOES_NOT_APPLY = "PatchDoesNotApply"
     BUILD_FAILED = "BuildFailed"
@@ -72,10 +82,19 @@ HINTS: dict[Reason, str] = {
     Reason.BUNDLE_TRUNCATED: "copy the bundle again; its size or end does not match what was built",
     Reason.BUNDLE_CORRUPT: "copy the bundle again, or build it again; its content does not match its digest",
     Reason.BUNDLE_TOO_LARGE: "split the patch; a bundle has size limits so that nodes stay safe",
-    Reason.BUNDLE_UNSAFE_PATH: "build it with podgraft build; a bundle holds manifest.json and patch.o, nothing else",
+    Reason.BUNDLE_UNSAFE_PATH: "build it with podgraft build; a bundle holds manifest.json, patch.o and signatures",
     Reason.BUNDLE_UNKNOWN_VERSION: "use the podgraft version that the bundle was made for, or build it again",
     Reason.BUNDLE_MALFORMED: "build the bundle again; the manifest does not follow the schema",
     Reason.WRONG_ARCHITECTURE: "build the bundle for the CPU of the target",
+    Reason.UNSIGNED_BUNDLE: "sign it: podgraft sign --key KEY BUNDLE, with a key that is trusted here",
+    Reason.UNTRUSTED_SIGNATURE: "sign it with a trusted key as well, or have the key added to the chart's trust.keys",
+    Reason.BAD_SIGNATURE: "sign the bundle again; find out who changed it",
+    Reason.BAD_KEY: "keys are ed25519 in PEM, as podgraft keygen makes them; private ones have mode 0600",
+    Reason.FILE_EXISTS: "choose another name, or move the old file away",
+    Reason.REGISTRY_UNREACHABLE: "check the registry's name, certificate and network, then try again",
+    Reason.REGISTRY_REFUSED: "check the name, the digest and the credentials (docker login, imagePullSecrets)",
+    Reason.REGISTRY_NOT_ALLOWED: "use https and a registry that the cluster's configuration allows (registries.*)",
+    Reason.NOT_A_BUNDLE: "push it with podgraft push; an image or another artifact is no bundle",
     Reason.PATCH_DOES_NOT_APPLY: "make the patch against exactly this source tree (patch -p1, no fuzz)",
     Reason.BUILD_FAILED: "run the build command by hand in a copy of the source tree; its last lines are shown",
     Reason.BINARY_NOT_BUILT: "check --binary: a path relative to --source that the build command makes",

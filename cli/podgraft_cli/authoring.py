@@ -75,7 +75,7 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True))
     manifest = outcome.bundle.manifest
     if json:
-        _print_json(
+        print_json(
             {
                 "bundle": str(output),
                 "digest": outcome.bundle.digest,
@@ -109,7 +109,7 @@ def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
     if not found:
         raise Refusal(Reason.NO_CHANGE, f"{len(pairs)} objects compared, no function differs")
     if json:
-        _print_json({"functions": found, "new": added})
+        print_json({"functions": found, "new": added})
         return
     _table(found)
     for item in added:
@@ -118,10 +118,11 @@ def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
 
 
 def inspect(bundle: Path, *, json: Json = False) -> None:
-    """Show what is in a bundle."""
+    """Show what is in a bundle. Signatures are named and not checked: `podgraft verify` does that."""
     content = read_bundle(bundle)
     if json:
-        _print_json({"digest": content.digest, **content.manifest.model_dump(mode="json")})
+        signed_by = [one.key for one in content.signatures]
+        print_json({"digest": content.digest, "signed_by": signed_by, **content.manifest.model_dump(mode="json")})
         return
     _show_bundle(content)
 
@@ -136,7 +137,7 @@ def _show_bundle(content: Bundle) -> None:
         ("object", f"{manifest.object.size} bytes, sha256 {manifest.object.sha256}"),
         ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
         ("overruled", ", ".join(manifest.overruled) or "no hazard"),
-        ("signature", "none"),
+        ("signature", _signatures(content)),
     ):
         out.print(f"{label:<10} {text}", soft_wrap=True, markup=False)
     functions = Table("replaces", "at", "bytes", "cold parts", "by", box=None)
@@ -153,6 +154,11 @@ def _show_bundle(content: Bundle) -> None:
         out.print(references)
 
 
+def _signatures(content: Bundle) -> str:
+    keys = ", ".join(one.key for one in content.signatures)
+    return f"by key {keys} (not checked here: podgraft verify)" if keys else "none"
+
+
 def _table(found: list[dict[str, str | int]]) -> None:
     table = Table("object", "function", "why", "old", "new", box=None)
     for row in found:
@@ -160,5 +166,6 @@ def _table(found: list[dict[str, str | int]]) -> None:
     out.print(table)
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def print_json(document: dict[str, Any]) -> None:
+    """Print a result as --json promises it."""
     out.out(json_module.dumps(document, indent=2, sort_keys=True))

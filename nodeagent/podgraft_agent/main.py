@@ -23,6 +23,7 @@ from podgraft_agent.worker import Tools
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import PLURAL
 from podgraft_bundle.protocol import Event, Request
+from podgraft_bundle.trust import read_trust
 from podgraft_kube.client import Json, Kube
 from podgraft_kube.watch import watch
 
@@ -50,7 +51,8 @@ class Agent:
 
     def __init__(self, kube: Kube, config: Config) -> None:
         self._kube, self._config = kube, config
-        self._bundles = BundleCache(kube, config.namespace, config.cache_dir)
+        trust = read_trust(config.trust_dir, allow_unsigned=config.allow_unsigned)
+        self._bundles = BundleCache(kube, config.namespace, config.cache_dir, trust)
         self._changed = asyncio.Event()
         self._asked = asyncio.Event()
         tools = Tools(

@@ -13,7 +13,7 @@ from podgraft_agent.engine import Outcome
 from podgraft_agent.finder import Found
 from podgraft_agent.progress import Progress
 from podgraft_api.nodepatch import BundleRef, Desired, Phase
-from podgraft_bundle.errors import ExitCode, PodgraftError, Reason
+from podgraft_bundle.errors import ExitCode, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Event, Failed, Refused, Request
 from podgraft_kube.client import UNAVAILABLE, ApiError
 
@@ -154,13 +154,13 @@ class Worker:
 
     def _trouble(self, goal: Goal, error: Exception) -> float:
         """Tell what kept the engine from running: no bundle, no child, no space, a line that makes no sense."""
-        reason = str(Reason.INTERNAL)
+        reason, message = str(Reason.INTERNAL), f"{type(error).__name__}: {error}"
         if isinstance(error, PodgraftError):
-            reason = str(error.reason)
+            reason, message = str(error.reason), f"{error.detail}; {error.hint}"
         elif isinstance(error, (ApiError, *UNAVAILABLE)):
             reason = "BundleNotFetched"
         if goal == self.goal:
-            self.progress.broken(Phase.FAILED, reason, f"{type(error).__name__}: {error}")
+            self.progress.broken(Phase.REFUSED if isinstance(error, Refusal) else Phase.FAILED, reason, message)
         return self._backoff(MAX_TROUBLE_SECONDS)
 
     def _hear(self, event: Event) -> None:

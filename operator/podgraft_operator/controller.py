@@ -44,7 +44,7 @@ class Controller:
     def __init__(self, kube: Kube, config: Config) -> None:
         self._kube, self._config = kube, config
         self.world = World(config.agent_seconds)
-        self._bundles = BundleStore(kube, config.namespace)
+        self._bundles = BundleStore(kube, config, self.world.mark_all)
         self._gauges = Gauges(config.prometheus_urls.split(","))
         self.alive_at = time.monotonic()
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a LivePatch cannot go on until somebody changes something; goes into conditions and an Event."""
+    """Why a LivePatch cannot go on now; goes into conditions and an Event. passing: it will by itself, presently."""
 
     reason: str
     message: str
+    passing: bool = False

@@ -73,8 +73,8 @@ class Scene:
 
 
 def problem_verdict(problem: Problem) -> Verdict:
-    """A problem of the LivePatch itself: stalled until it is solved."""
-    return Verdict("Stalled", problem.reason, problem.message)
+    """A problem of the LivePatch itself: stalled until it is solved, but for one that passes."""
+    return Verdict("Reconciling" if problem.passing else "Stalled", problem.reason, problem.message)
 
 
 def leaving_verdict(states: tuple[PodState, ...], failures: tuple[Failure, ...]) -> Verdict:

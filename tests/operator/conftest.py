@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from apiserver import Api, api_server, free_port, running
 from installed import SYSTEM, Start, account_token, install
-from stage import Cluster
+from stage import KEY, NEXT_KEY, Cluster, write_trust
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +31,14 @@ def operator_config(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mine.kubeconfig(tmp_path_factory.mktemp("operator") / "kubeconfig")
 
 
+@pytest.fixture(scope="session")
+def trust_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trusted keys, as the chart mounts it."""
+    return write_trust(tmp_path_factory.mktemp("trust"), KEY, NEXT_KEY)
+
+
 @pytest.fixture(scope="module")
-def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start_operator(operator_config: Path, trust_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     """Return a function that runs an operator while its block lasts."""
     log = tmp_path_factory.mktemp("operator") / "operator.log"
     environment = os.environ | {
@@ -43,6 +49,7 @@ def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFacto
         "PODGRAFT_TICK_SECONDS": "1",
         "PODGRAFT_RESYNC_SECONDS": "5",
         "PODGRAFT_LIVENESS_PORT": str(free_port()),
+        "PODGRAFT_TRUST_DIR": str(trust_dir),
     }
 
     @contextlib.contextmanager

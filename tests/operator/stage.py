@@ -6,13 +6,20 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from apiserver import GROUP, Api, Json, Refused
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from podgraft_bundle.bundle import encode, make_bundle
 from podgraft_bundle.manifest import Manifest
+from podgraft_bundle.trust import sign
 
+KEY = Ed25519PrivateKey.from_private_bytes(b"the key that the tests trust    ")
+NEXT_KEY = Ed25519PrivateKey.from_private_bytes(b"the key that will take its place")
+STRANGER = Ed25519PrivateKey.from_private_bytes(b"a key that nobody here trusts   ")
 OBJECT = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00\x3e\x00" + bytes(44)
 
 
@@ -27,8 +34,10 @@ def wait(check: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
         time.sleep(0.1)
 
 
-def make_graft(name: str = "redis-fix", cve: str = "CVE-2025-32023") -> bytes:
-    """Return a bundle that decodes; nobody applies it here."""
+def make_graft(
+    name: str = "redis-fix", cve: str = "CVE-2025-32023", keys: tuple[Ed25519PrivateKey, ...] = (KEY,)
+) -> bytes:
+    """Return a bundle that decodes, signed by these keys; nobody applies it here."""
     part = {"symbol": "f", "offset": 4096, "size": 16, "sha256": "0" * 64}
     manifest = Manifest.model_validate(
         {
@@ -40,7 +49,18 @@ def make_graft(name: str = "redis-fix", cve: str = "CVE-2025-32023") -> bytes:
             "object": {"size": len(OBJECT), "sha256": hashlib.sha256(OBJECT).hexdigest()},
         }
     )
-    return encode(make_bundle(manifest, OBJECT))
+    bundle = make_bundle(manifest, OBJECT)
+    for key in keys:
+        bundle = sign(bundle, key)
+    return encode(bundle)
+
+
+def write_trust(folder: Path, *keys: Ed25519PrivateKey) -> Path:
+    """Fill a folder with public keys, as the chart's ConfigMap does, and return it."""
+    for index, key in enumerate(keys):
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"key-{index}.pem").write_bytes(pem)
+    return folder
 
 
 @dataclass
