@@ -23,6 +23,7 @@ class Config:
     status_seconds: float = Field(2.0, gt=0, description="status is written at most this often")
     heartbeat_seconds: float = Field(20.0, gt=0, description="and at least this often while there is work")
     health_port: int = Field(8081, gt=0, lt=65536)
+    metrics_port: int = Field(8082, gt=0, lt=65536)
 
 
 def read_config(environment: Mapping[str, str]) -> Config:

@@ -16,6 +16,7 @@ class Config:
     tick_seconds: float = Field(5.0, gt=0, description="every LivePatch is looked at this often")
     resync_seconds: float = Field(60.0, gt=0, description="everything is listed and compared this often")
     liveness_port: int = Field(8080, gt=0, lt=65536)
+    metrics_port: int = Field(8082, gt=0, lt=65536)
 
 
 def read_config(environment: dict[str, str]) -> Config:

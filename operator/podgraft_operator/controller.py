@@ -12,12 +12,14 @@ from podgraft_api.livepatch import FINALIZER, LivePatchSpec, LivePatchStatus
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import LivePatchRef
 from podgraft_kube.client import UNAVAILABLE, ApiError, Kube
-from podgraft_operator import livepatches, nodes
+from podgraft_operator import livepatches, metrics, nodes
 from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
 from podgraft_operator.config import Config
+from podgraft_operator.events import Recorder
 from podgraft_operator.rollout import Plan, Target, Wish, plan
 from podgraft_operator.summary import AGENT_SILENT, Problem, summarize
 from podgraft_operator.targets import chosen, matches, selector_problem
+from podgraft_operator.turns import Turn
 from podgraft_operator.world import KINDS, Key, World
 
 COALESCE_SECONDS = 0.3
@@ -37,6 +39,7 @@ class Controller:
         self._kube, self._config = kube, config
         self.world = World(config.agent_seconds)
         self._bundles = BundleStore(kube, config.namespace)
+        self._recorder = Recorder(kube)
         self.alive_at = time.monotonic()
 
     async def run(self) -> None:
@@ -69,6 +72,7 @@ class Controller:
             listed = await self._kube.get(path, **query)
             self.world.compare(kind, listed["items"], int(listed["metadata"]["resourceVersion"]))
         self.world.mark_all()
+        self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}
         for name in await self._bundles.collect(used):
             log.info("removed a bundle that nothing uses", config_map=name)
@@ -76,18 +80,30 @@ class Controller:
     async def _look(self) -> None:
         keys, self.world.dirty = sorted(self.world.dirty), set()
         for index, key in enumerate(keys):
+            metrics.QUEUE.set(len(keys) - index + len(self.world.dirty))
             try:
-                await self._reconcile(key)
+                with (
+                    metrics.RECONCILE_SECONDS.time(),
+                    structlog.contextvars.bound_contextvars(namespace=key[0], live_patch=key[1]),
+                ):
+                    await self._reconcile(key)
+                metrics.RECONCILES.labels("done").inc()
             except ApiError as error:
+                metrics.RECONCILES.labels("refused").inc()
                 # One resource that cannot be written must not keep the others waiting; the next tick tries it again.
-                log.warning("not reconciled", live_patch="/".join(key), error=str(error))
+                log.warning("not reconciled", namespace=key[0], live_patch=key[1], error=str(error))
                 if error.status in {404, 409}:
                     self.world.mark(key)
             except ValidationError:
-                log.exception("not reconciled: the cluster holds what the models forbid", live_patch="/".join(key))
+                metrics.RECONCILES.labels("not_understood").inc()
+                log.exception(
+                    "not reconciled: the cluster holds what the models forbid", namespace=key[0], live_patch=key[1]
+                )
             except UNAVAILABLE:
+                metrics.RECONCILES.labels("no_answer").inc()
                 self.world.dirty.update(keys[index:])
                 raise
+        metrics.QUEUE.set(len(self.world.dirty))
 
     async def _reconcile(self, key: Key) -> None:
         body = self.world.live_patches.get(key)
@@ -151,7 +167,7 @@ class Controller:
             problem=problem,
             paused=wish.paused,
         )
-        await self._write_status(body, before, status)
+        await self._write_status(body, before, status, decided)
 
     async def _resolve(self, body: dict[str, Any], spec: LivePatchSpec) -> Resolved:
         meta = body["metadata"]
@@ -187,23 +203,28 @@ class Controller:
                 problem=None,
                 leaving=True,
             )
-            await self._write_status(body, before, status)
+            await self._write_status(body, before, status, decided)
             return
+        await self._recorder.leave(body, decided.states)
         if left:
             where = ", ".join(sorted({f"{one.item.pod.name} on {one.node}" for one in left})[:10])
             reason = "RevertUnfinished" if awaited else AGENT_SILENT
-            await livepatches.emit(
-                self._kube, body, "Warning", reason, f"not waited for; reverted as soon as possible: {where}"
-            )
+            note = f"not waited for; reverted as soon as possible: {where}"
+            await self._recorder.post(body, Turn("Warning", reason, "Revert", note))
+        elif decided.states and not keep:
+            await self._recorder.post(body, Turn("Normal", "Reverted", "Revert", "every pod runs its old code again"))
         self._bundles.forget(wish.live_patch.uid)
         written = await livepatches.set_finalizer(self._kube, body, present=False)
         self.world.see("livepatches", written, watched=False)
-        log.info("left", namespace=wish.live_patch.namespace, live_patch=wish.live_patch.name, open=len(left))
+        log.info("left", open=len(left))
 
-    async def _write_status(self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus) -> None:
+    async def _write_status(
+        self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus, done: Plan
+    ) -> None:
         written = await livepatches.write_status(self._kube, body, before, status)
         if written is not None:
             self.world.see("livepatches", written, watched=False)
+        await self._recorder.observe(body, before, status, done.states)
 
 
 def _status(body: dict[str, Any]) -> LivePatchStatus:

@@ -43,6 +43,7 @@ def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFacto
         "PODGRAFT_TICK_SECONDS": "1",
         "PODGRAFT_RESYNC_SECONDS": "5",
         "PODGRAFT_LIVENESS_PORT": str(free_port()),
+        "PODGRAFT_METRICS_PORT": str(free_port()),
     }
 
     @contextlib.contextmanager
@@ -51,6 +52,8 @@ def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFacto
         try:
             with running(command, log, env=environment) as process:
                 process.liveness_port = environment["PODGRAFT_LIVENESS_PORT"]  # type: ignore[attr-defined]
+                process.metrics_port = environment["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
+                process.log = log  # type: ignore[attr-defined]
                 yield process
                 assert process.poll() in {None, -9}, "the operator died by itself"
         finally:
