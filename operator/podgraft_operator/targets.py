@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from podgraft_api.livepatch import LabelSelector, Requirement
+from podgraft_api.livepatch import LabelSelector
 from podgraft_api.nodepatch import ContainerRef, PodRef
+from podgraft_api.selectors import mismatch
 
 # kubernetes.io, "Labels and Selectors", syntax and character set.
 _NAME = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)")
@@ -48,17 +49,27 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     """Return the pod, or None while it has no node or no running container."""
     meta, status = body["metadata"], body.get("status", {})
     node = body.get("spec", {}).get("nodeName")
-    kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
+    passing = _passing(body.get("spec", {}))
     running = tuple(
         Container(one["name"], one["containerID"].rpartition("/")[2], one["state"]["running"]["startedAt"])
-        for kind in kinds
+        for kind in ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
         for one in status.get(kind) or ()
-        if one.get("state", {}).get("running") and _ID.fullmatch(one.get("containerID", "").rpartition("/")[2])
+        if one["name"] not in passing
+        and one.get("state", {}).get("running")
+        and _ID.fullmatch(one.get("containerID", "").rpartition("/")[2])
     )
     if not node or not running:
         return None
     labels = dict(meta.get("labels") or {})
     return Pod(meta["namespace"], meta["name"], meta["uid"], node, labels, running, "deletionTimestamp" in meta)
+
+
+def _passing(spec: Mapping[str, Any]) -> frozenset[str]:
+    """Return the init containers that end by themselves; those that are sidecars stay (kubernetes.io, "Sidecars").
+
+    A patch would meet them in the middle of their one task, and the pod would wait for its end as for a failure.
+    """
+    return frozenset(one["name"] for one in spec.get("initContainers") or () if one.get("restartPolicy") != "Always")
 
 
 def selector_problem(selector: LabelSelector) -> str | None:
@@ -85,22 +96,8 @@ def _value_problem(value: str) -> str | None:
 
 
 def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Evaluate a label selector as the API server does (apimachinery, pkg/labels/selector.go)."""
-    return all(labels.get(key) == value for key, value in (selector.match_labels or {}).items()) and all(
-        _meets(one, labels) for one in selector.match_expressions or ()
-    )
-
-
-def _meets(one: Requirement, labels: Mapping[str, str]) -> bool:
-    match one.operator:
-        case "In":
-            return labels.get(one.key) in (one.values or ())
-        case "NotIn":
-            return labels.get(one.key) not in (one.values or ())
-        case "Exists":
-            return one.key in labels
-        case "DoesNotExist":
-            return one.key not in labels
+    """Return whether a selector means a pod with these labels."""
+    return mismatch(selector, labels) is None
 
 
 def chosen(pod: Pod, names: tuple[str, ...], started_before: str | None) -> tuple[ContainerRef, ...]:
