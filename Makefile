@@ -109,6 +109,10 @@ asm: ## Assemble the engine's block anew from its source
 crds: $(STAMP) ## Write crds/ anew from the models
 	$(BIN)/python -m podgraft_api.crd
 
+.PHONY: dashboard
+dashboard: $(STAMP) ## Write the chart's Grafana dashboard anew
+	$(BIN)/python -m hack.dashboard
+
 .PHONY: clean
 clean: ## Remove what is built in the tree; the cache stays (rm -rf $(CACHE))
 	rm -rf $(VENV) out dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -75,6 +75,8 @@ class Reason(StrEnum):
     NOT_APPLIED = "NotApplied"
     CONFLICTING_PATCH = "ConflictingPatch"
     DEADLINE_PASSED = "DeadlinePassed"
+    # The node agent.
+    CONTAINER_NOT_VISIBLE = "ContainerNotVisible"
     INTERNAL = "InternalError"
 
 
@@ -134,6 +136,7 @@ HINTS: dict[Reason, str] = {
     Reason.NOT_APPLIED: "no patch of that name is in this process (podgraft status shows what is)",
     Reason.CONFLICTING_PATCH: "another patch in this process replaces the same function; revert it first",
     Reason.DEADLINE_PASSED: "threads named above are still in old code; apply again to go on, or revert",
+    Reason.CONTAINER_NOT_VISIBLE: "the agent must see the host's processes; a runtime with its own kernel hides them",
     Reason.INTERNAL: "this is a bug in podgraft; please report it with the detail above",
 }
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -24,6 +26,7 @@ MAX_RETRY_SECONDS = {ExitCode.DEADLINE: 15.0}
 LOOK_AGAIN_SECONDS = 300.0
 LONGEST_RUN_SECONDS = 30.0
 MAX_TROUBLE_SECONDS = 120.0
+OPS: dict[Desired, Literal["apply", "revert"]] = {Desired.APPLIED: "apply", Desired.REVERTED: "revert"}
 GONE = frozenset({Reason.NO_SUCH_PROCESS, Reason.PROCESS_EXITED, Reason.MODULE_NOT_MAPPED})
 
 log = structlog.get_logger(__name__)
@@ -110,18 +113,20 @@ class Worker:
             self.progress.late(trouble)
             return self._backoff(MAX_RETRY_SECONDS[ExitCode.DEADLINE])
         if trouble is not None:
-            phase = Phase.REFUSED if isinstance(trouble, Refused) else Phase.FAILED
+            refused = isinstance(trouble, Refused)
+            counter = metrics.REFUSALS if refused else metrics.FAILURES
+            counter.labels(OPS[goal.desired], trouble.reason.value).inc()
+            phase = Phase.REFUSED if refused else Phase.FAILED
             self.progress.broken(phase, trouble.reason, f"{trouble.detail}; {trouble.hint}")
         return self._backoff(MAX_TROUBLE_SECONDS)
 
     async def _engine(self, goal: Goal) -> Outcome:
-        lock = self._tools.locks.setdefault(self.found.pid, asyncio.Lock())
-        async with lock, self._tools.slots:
+        async with self._turn():
             if self._look_first and await self._is_so(goal):
                 return Outcome(ExitCode.DONE)
             path = await self._tools.bundle(goal.bundle) if goal.desired is Desired.APPLIED else None
             request = Request(
-                op="apply" if goal.desired is Desired.APPLIED else "revert",
+                op=OPS[goal.desired],
                 pid=self.found.pid,
                 start_time=self.found.start_time,
                 bundle=str(path) if path is not None else None,
@@ -132,17 +137,31 @@ class Worker:
             began = time.monotonic()
             self.progress.begin_run()
             outcome = await self._tools.run(request, self._hear)
+        seconds = time.monotonic() - began
         metrics.ENGINE_RUNS.labels(request.op, outcome.code.name.lower()).inc()
+        metrics.ENGINE_SECONDS.labels(request.op).observe(seconds)
         log.info(
             "engine run",
             op=request.op,
-            pid=request.pid,
             patch=goal.bundle.name,
             exit=outcome.code.name,
             reason=outcome.trouble.reason if outcome.trouble else None,
-            seconds=round(time.monotonic() - began, 3),
+            detail=outcome.trouble.detail if outcome.trouble else None,
+            threads=f"{self.progress.moved}/{self.progress.total}",
+            seconds=round(seconds, 3),
         )
         return outcome
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for this process, and for one of the node's places for engines."""
+        lock = self._tools.locks.setdefault(self.found.pid, asyncio.Lock())
+        async with AsyncExitStack() as held:
+            with metrics.ENGINES.labels("waiting").track_inprogress():
+                await held.enter_async_context(lock)
+                await held.enter_async_context(self._tools.slots)
+            with metrics.ENGINES.labels("running").track_inprogress():
+                yield
 
     async def _is_so(self, goal: Goal) -> bool:
         """After a restart of the agent the process itself says where it stands."""
@@ -159,6 +178,8 @@ class Worker:
             reason, message = str(error.reason), f"{error.detail}; {error.hint}"
         elif isinstance(error, (ApiError, *UNAVAILABLE)):
             reason = "BundleNotFetched"
+        metrics.FAILURES.labels(OPS[goal.desired], reason).inc()
+        log.warning("the engine could not run", patch=goal.bundle.name, reason=reason, error=str(error))
         if goal == self.goal:
             self.progress.broken(Phase.REFUSED if isinstance(error, Refusal) else Phase.FAILED, reason, message)
         return self._backoff(MAX_TROUBLE_SECONDS)

@@ -21,6 +21,7 @@ class Config:
     resync_seconds: float = Field(60.0, gt=0, description="everything is listed and compared this often")
     prometheus_urls: str = Field("", description="servers that LivePatches may name in their health gate, by commas")
     liveness_port: int = Field(8080, gt=0, lt=65536)
+    metrics_port: int = Field(8082, gt=0, lt=65536)
     trust_dir: Path | None = Field(None, description="public keys whose signature lets a bundle in (*.pem)")
     allow_unsigned: bool = Field(False, description="do without signatures")  # noqa: FBT003 - as its neighbours
     registry_allow: str = Field("", description="prefixes of OCI references, with commas; empty for any")

@@ -13,11 +13,12 @@ from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import LivePatchRef
 from podgraft_api.progress import RolloutStatus
 from podgraft_kube.client import UNAVAILABLE, ApiError, Kube
-from podgraft_operator import livepatches, nodes, pace
+from podgraft_operator import livepatches, metrics, nodes, pace
 from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
 from podgraft_operator.census import Census, count
 from podgraft_operator.change import Wish
 from podgraft_operator.config import Config
+from podgraft_operator.events import Recorder
 from podgraft_operator.health import Measurement
 from podgraft_operator.placement import Target
 from podgraft_operator.problem import Problem
@@ -26,6 +27,7 @@ from podgraft_operator.prometheus import Gauges
 from podgraft_operator.rollout import Plan, plan
 from podgraft_operator.summary import AGENT_SILENT, summarize
 from podgraft_operator.targets import matches, selector_problem, target
+from podgraft_operator.turns import Turn
 from podgraft_operator.world import KINDS, Key, World
 
 COALESCE_SECONDS = 0.3
@@ -46,6 +48,7 @@ class Controller:
         self.world = World(config.agent_seconds)
         self._bundles = BundleStore(kube, config, self.world.mark_all)
         self._gauges = Gauges(config.prometheus_urls.split(","))
+        self._recorder = Recorder(kube)
         self.alive_at = time.monotonic()
 
     async def run(self) -> None:
@@ -78,6 +81,7 @@ class Controller:
             listed = await self._kube.get(path, **query)
             self.world.compare(kind, listed["items"], int(listed["metadata"]["resourceVersion"]))
         self.world.mark_all()
+        self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}
         # Where a failed rollout goes back to.
         used |= {one.stable.digest for one in map(_rollout, self.world.live_patches.values()) if one and one.stable}
@@ -87,18 +91,30 @@ class Controller:
     async def _look(self) -> None:
         keys, self.world.dirty = sorted(self.world.dirty), set()
         for index, key in enumerate(keys):
+            metrics.QUEUE.set(len(keys) - index + len(self.world.dirty))
             try:
-                await self._reconcile(key)
+                with (
+                    metrics.RECONCILE_SECONDS.time(),
+                    structlog.contextvars.bound_contextvars(namespace=key[0], live_patch=key[1]),
+                ):
+                    await self._reconcile(key)
+                metrics.RECONCILES.labels("done").inc()
             except ApiError as error:
+                metrics.RECONCILES.labels("refused").inc()
                 # One resource that cannot be written must not keep the others waiting; the next tick tries it again.
-                log.warning("not reconciled", live_patch="/".join(key), error=str(error))
+                log.warning("not reconciled", namespace=key[0], live_patch=key[1], error=str(error))
                 if error.status in {404, 409}:
                     self.world.mark(key)
             except ValidationError:
-                log.exception("not reconciled: the cluster holds what the models forbid", live_patch="/".join(key))
+                metrics.RECONCILES.labels("not_understood").inc()
+                log.exception(
+                    "not reconciled: the cluster holds what the models forbid", namespace=key[0], live_patch=key[1]
+                )
             except UNAVAILABLE:
+                metrics.RECONCILES.labels("no_answer").inc()
                 self.world.dirty.update(keys[index:])
                 raise
+        metrics.QUEUE.set(len(self.world.dirty))
 
     async def _reconcile(self, key: Key) -> None:
         body = self.world.live_patches.get(key)
@@ -164,7 +180,7 @@ class Controller:
             strategy=spec.strategy if spec is not None else None,
             paused=spec is not None and spec.paused,
         )
-        await self._write_status(body, before, status)
+        await self._write_status(body, before, status, done)
 
     async def _read(self, body: dict[str, Any]) -> tuple[LivePatchSpec | None, Resolved | None, Problem | None]:
         """Return the spec, None when it cannot be understood; its bundle; and what stands in the way."""
@@ -209,37 +225,42 @@ class Controller:
         keep = body["spec"].get("deletionPolicy") == "Keep"
         parallel = body["spec"].get("strategy", {}).get("maxParallel", "25%")
         wish = Wish(_ref(body), leaving="Keep" if keep else "Revert", max_parallel=parallel)
-        decided, fresh = await self._advance(wish, [])
+        done, fresh = await self._advance(wish, [])
         left = list(self.world.placed(wish.live_patch.uid))
         awaited = [one for one in left if not one.silent]
         late = _age(body["metadata"]["deletionTimestamp"]) > self._config.revert_seconds
         if not fresh or (awaited and not late):
             before = _status(body)
             status = summarize(
-                decided,
+                done,
                 generation=body["metadata"]["generation"],
                 before=before,
                 bundle=None,
                 rollout=before.rollout,
                 leaving=True,
             )
-            await self._write_status(body, before, status)
+            await self._write_status(body, before, status, done)
             return
+        await self._recorder.leave(body, done.states)
         if left:
             where = ", ".join(sorted({f"{one.item.pod.name} on {one.node}" for one in left})[:10])
             reason = "RevertUnfinished" if awaited else AGENT_SILENT
-            await livepatches.emit(
-                self._kube, body, "Warning", reason, f"not waited for; reverted as soon as possible: {where}"
-            )
+            note = f"not waited for; reverted as soon as possible: {where}"
+            await self._recorder.post(body, Turn("Warning", reason, "Revert", note))
+        elif done.states and not keep:
+            await self._recorder.post(body, Turn("Normal", "Reverted", "Revert", "every pod runs its old code again"))
         self._forget(wish.live_patch.uid)
         written = await livepatches.set_finalizer(self._kube, body, present=False)
         self.world.see("livepatches", written, watched=False)
-        log.info("left", namespace=wish.live_patch.namespace, live_patch=wish.live_patch.name, open=len(left))
+        log.info("left", open=len(left))
 
-    async def _write_status(self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus) -> None:
+    async def _write_status(
+        self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus, done: Plan
+    ) -> None:
         written = await livepatches.write_status(self._kube, body, before, status)
         if written is not None:
             self.world.see("livepatches", written, watched=False)
+        await self._recorder.observe(body, before, status, done.states)
 
 
 def _status(body: dict[str, Any]) -> LivePatchStatus:

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from podgraft_api.livepatch import LabelSelector, Requirement
+from podgraft_api.livepatch import LabelSelector
 from podgraft_api.nodepatch import ContainerRef, PodRef
+from podgraft_api.selectors import mismatch
 from podgraft_operator.placement import Target
 
 # kubernetes.io, "Labels and Selectors", syntax and character set.
@@ -53,8 +54,9 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     """Return the pod, or None while it has no node or never had a container that an agent could find."""
     meta, status = body["metadata"], body.get("status", {})
     node = body.get("spec", {}).get("nodeName")
+    passing = _passing(body.get("spec", {}))
     kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
-    known = [one for kind in kinds for one in status.get(kind) or () if _id(one)]
+    known = [one for kind in kinds for one in status.get(kind) or () if one["name"] not in passing and _id(one)]
     if not node or not known:
         return None
     running = tuple(
@@ -92,6 +94,14 @@ def _id(status: Mapping[str, Any]) -> str:
     return found if _ID.fullmatch(found) else ""
 
 
+def _passing(spec: Mapping[str, Any]) -> frozenset[str]:
+    """Return the init containers that end by themselves; those that are sidecars stay (kubernetes.io, "Sidecars").
+
+    A patch would meet them in the middle of their one task, and the pod would wait for its end as for a failure.
+    """
+    return frozenset(one["name"] for one in spec.get("initContainers") or () if one.get("restartPolicy") != "Always")
+
+
 def selector_problem(selector: LabelSelector) -> str | None:
     """Return what is wrong with a selector that the schema let through, or None."""
     for key, value in (selector.match_labels or {}).items():
@@ -116,22 +126,8 @@ def _value_problem(value: str) -> str | None:
 
 
 def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Evaluate a label selector as the API server does (apimachinery, pkg/labels/selector.go)."""
-    return all(labels.get(key) == value for key, value in (selector.match_labels or {}).items()) and all(
-        _meets(one, labels) for one in selector.match_expressions or ()
-    )
-
-
-def _meets(one: Requirement, labels: Mapping[str, str]) -> bool:
-    match one.operator:
-        case "In":
-            return labels.get(one.key) in (one.values or ())
-        case "NotIn":
-            return labels.get(one.key) not in (one.values or ())
-        case "Exists":
-            return one.key in labels
-        case "DoesNotExist":
-            return one.key not in labels
+    """Return whether a selector means a pod with these labels."""
+    return mismatch(selector, labels) is None
 
 
 def chosen(pod: Pod, names: tuple[str, ...], started_before: str | None) -> tuple[ContainerRef, ...]:

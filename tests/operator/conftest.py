@@ -50,6 +50,7 @@ def start_operator(operator_config: Path, trust_dir: Path, tmp_path_factory: pyt
         "PODGRAFT_RESYNC_SECONDS": "5",
         "PODGRAFT_LIVENESS_PORT": str(free_port()),
         "PODGRAFT_TRUST_DIR": str(trust_dir),
+        "PODGRAFT_METRICS_PORT": str(free_port()),
     }
 
     @contextlib.contextmanager
@@ -58,6 +59,8 @@ def start_operator(operator_config: Path, trust_dir: Path, tmp_path_factory: pyt
         try:
             with running(command, log, env=environment) as process:
                 process.liveness_port = environment["PODGRAFT_LIVENESS_PORT"]  # type: ignore[attr-defined]
+                process.metrics_port = environment["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
+                process.log = log  # type: ignore[attr-defined]
                 yield process
                 assert process.poll() in {None, -9}, "the operator died by itself"
         finally:

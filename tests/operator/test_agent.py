@@ -134,11 +134,13 @@ def start_agent(cluster: Cluster, tmp_path: Path, trust_dir: Path) -> StartAgent
 
     @contextlib.contextmanager
     def start(*prefix: str, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
-        port = {"PODGRAFT_HEALTH_PORT": str(free_port())}
+        port = {"PODGRAFT_HEALTH_PORT": str(free_port()), "PODGRAFT_METRICS_PORT": str(free_port())}
         command: list[str | Path] = [*prefix, Path(sys.executable).parent / "podgraft-agent"]
         try:
             with running(command, log, env=environment | port | more) as process:
                 wait(lambda: listens(port["PODGRAFT_HEALTH_PORT"]), "the agent is up")
+                process.metrics_port = port["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
+                process.log = log  # type: ignore[attr-defined]
                 yield process
         finally:
             sys.stdout.write(log.read_text("utf-8"))
