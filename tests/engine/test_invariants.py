@@ -1,5 +1,6 @@
 """Invariants of the design that can be watched from outside while an engine works."""
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -18,7 +19,7 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         while not self.done.is_set():
             stopped = 0
-            for task in self._tasks.iterdir():
+            for task in self._listed():
                 try:
                     text = (task / "stat").read_text()
                 except (FileNotFoundError, ProcessLookupError):
@@ -26,6 +27,11 @@ class Watcher(threading.Thread):
                 stopped += text[text.rindex(")") + 2] in "tT"
             self.most = max(self.most, stopped)
             self.looks += 1
+
+    def _listed(self) -> list[Path]:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return list(self._tasks.iterdir())
+        return []
 
 
 def test_never_more_than_one_thread_is_held(target: Target, bundle: str) -> None:
