@@ -90,6 +90,13 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
             findings.sites.append(_site_of(target, findings.module, function, holes))
         except Refusal as refusal:
             findings.problems.append(refusal)
+    if points or bundle.manifest.points:
+        # There a thread migrates in the middle of a call, and the branch back would lead it into the new function.
+        findings.problems += [
+            Refusal(Reason.NO_PATCH_SITE, f"{s.function} branches back to its site: no point may be declared")
+            for s in findings.sites
+            if s.reentrant
+        ]
     for reference in bundle.manifest.references:
         try:
             findings.values[reference.symbol] = resolve(reference, target, findings.module)

@@ -22,7 +22,8 @@ from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_pending, hold
 
-IDLE_S: Final = 2
+# On a node with many more runnable threads than processors an engine may not get one for some seconds.
+IDLE_S: Final = 5
 HELPER_START_S: Final = 1.0
 TRIES: Final = 20
 STACK_LOOK: Final = 65536

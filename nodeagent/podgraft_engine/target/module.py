@@ -3,6 +3,7 @@
 
 import os
 import re
+import struct
 from functools import cached_property
 from typing import Any, BinaryIO, Final
 
@@ -16,6 +17,7 @@ from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.proc import Mapping, Process, denied
 
 _HIDDEN: Final = 0x8000
+_NAME_OF_SYMBOL: Final = struct.Struct("<I20x")
 _LARGEST_TEXT: Final = 512 * 2**20
 _SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
 
@@ -31,6 +33,7 @@ class Module:
         base = next(m for m in mappings if m.offset == loads[0].p_offset // PAGE * PAGE)
         self.bias = base.start - loads[0].p_vaddr // PAGE * PAGE
         # Page clones of ours map the same file at other places.
+        self._texts = [load for load in loads if load["p_flags"] & 1]
         places = [(load.p_vaddr // PAGE - load.p_offset // PAGE) * PAGE for load in loads]
         self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
         self.path = base.path
@@ -62,6 +65,19 @@ class Module:
         """Tell whether it is the GNU C library."""
         return self.export("gnu_get_libc_version", "GLIBC_2.2.5") is not None
 
+    @cached_property
+    def _exported(self) -> dict[str, list[int]]:
+        """Indexes into .dynsym by name; pyelftools would parse every symbol for each name that is looked up."""
+        table: Any = self.elf.get_section_by_name(".dynsym")
+        if table is None:
+            return {}
+        names: bytes = self.elf.get_section(table["sh_link"]).data()
+        found: dict[str, list[int]] = {}
+        for index, (at,) in enumerate(_NAME_OF_SYMBOL.iter_unpack(table.data())):
+            name = names[at : names.index(b"\0", at)].decode(errors="replace")
+            found.setdefault(name, []).append(index)
+        return found
+
     def exported_range(self, name: str) -> list[tuple[int, int]]:
         """Return start and end of an exported function, at most one pair; empty when it is not known."""
         if name not in self._ranges:
@@ -83,9 +99,9 @@ class Module:
 
     def original(self, address: int, size: int) -> bytes | None:
         """Return bytes of the code as the file has them, whatever was patched since; None outside of its code."""
-        for load in self.elf.iter_segments("PT_LOAD"):
+        for load in self._texts:
             start = self.bias + load["p_vaddr"]
-            if load["p_flags"] & 1 and start <= address and address + size <= start + load["p_filesz"]:
+            if start <= address and address + size <= start + load["p_filesz"]:
                 self._stream.seek(load["p_offset"] + address - start)
                 return self._stream.read(size)
         return None
@@ -102,8 +118,9 @@ class Module:
         table: Any = self.elf.get_section_by_name(".dynsym")
         versions: Any = self.elf.get_section_by_name(".gnu.version")
         definitions: Any = self.elf.get_section_by_name(".gnu.version_d")
-        for index, symbol in enumerate(table.iter_symbols() if table else ()):
-            if symbol.name != name or symbol["st_shndx"] == "SHN_UNDEF":
+        for index in self._exported.get(name, ()):
+            symbol = table.get_symbol(index)
+            if symbol["st_shndx"] == "SHN_UNDEF":
                 continue
             if symbol["st_info"]["bind"] not in ("STB_GLOBAL", "STB_WEAK"):
                 continue
