@@ -48,7 +48,7 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
     middle = (module.mappings[0].start + module.mappings[-1].end) // 2
     area = gap_near(target.process.maps(), middle, image.size)
     linked = image.link(area, findings.values)
-    far = _Trampolines(target.process.maps())
+    far = _Trampolines([*target.process.maps(), Mapping(area, area + image.size, "r-xp", 0, "", 0, "")])
     record = _record(bundle, findings, module, linked, far)
     state.document.patches.append(record)
     if not state.has_room():
