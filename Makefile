@@ -101,6 +101,10 @@ bench: install ## Do running threads see longer gaps while a program is patched?
 killtest: install ## Kill the engine 1,000 times, at every step, against a loaded program and Redis (KILLS=n)
 	@$(BIN)/python -m tests.torture.killtest $(if $(KILLS),--kills=$(KILLS))
 
+.PHONY: sites
+sites: install ## What share of the functions of common servers and libraries can be patched; writes docs/sites.md
+	@$(BIN)/python -m podgraft_engine.survey --write docs/sites.md $$($(PYTHON) -m hack.programs)
+
 .PHONY: asm
 asm: ## Assemble the engine's block anew from its source
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o
