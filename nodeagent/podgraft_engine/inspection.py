@@ -83,9 +83,12 @@ def inspect(target: Target, bundle: Bundle) -> Findings:
     others = [p for p in _patches(target) if p.digest != bundle.digest]
     used = {r.hole.address for p in others for r in p.sites if r.hole}
     holes = Holes(findings.module, target.memory, used)
+    # So do its trampolines, and they are all the room that a punned jump may have.
+    kept = {page for p in _patches(target) if p.digest == bundle.digest for page in p.trampolines}
+    around = _Surroundings(target, holes, kept)
     for function in bundle.manifest.functions:
         try:
-            findings.sites.append(_site_of(target, findings.module, function, holes))
+            findings.sites.append(_site_of(target, findings.module, function, around))
         except Refusal as refusal:
             findings.problems.append(refusal)
     for reference in bundle.manifest.references:
@@ -193,31 +196,33 @@ def _check_home(target: Target) -> None:
 
 
 class _Surroundings:
-    """What the site ladder asks of the process."""
+    """What the site ladder asks of the process. kept: trampoline pages that wait for this bundle to come back."""
 
-    def __init__(self, target: Target, holes: Holes) -> None:
+    def __init__(self, target: Target, holes: Holes, kept: set[int]) -> None:
         self._memory = target.memory
         self._maps = target.process.maps()
+        self._others = [m for m in self._maps if m.start not in kept]
         self.holes = holes.near
+        self.take = holes.take
 
     def has_room(self, pun: Pun) -> bool:
-        return trampoline_room(self._maps, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+        return trampoline_room(self._others, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
 
     def read(self, address: int, size: int) -> bytes | None:
         mapped = any(m.start <= address and address + size <= m.end and "r" in m.perms for m in self._maps)
         return self._memory.read(address, size) if mapped else None
 
 
-def _site_of(target: Target, module: Module, function: ReplacedFunction, holes: Holes) -> Site:
+def _site_of(target: Target, module: Module, function: ReplacedFunction, around: _Surroundings) -> Site:
     code = _read_checked(target, module, function.entry)
     parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
     start = module.bias + function.entry.offset
-    site = choose_site(function.entry.symbol, start, code, parts, _Surroundings(target, holes))
+    site = choose_site(function.entry.symbol, start, code, parts, around)
     for address in (site.address, site.hole):
         if address is not None:
             _check_page(target, address // PAGE * PAGE, site.function)
     if site.hole is not None:
-        holes.take(site.hole)
+        around.take(site.hole)
     return site
 
 

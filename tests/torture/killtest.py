@@ -35,7 +35,7 @@ LEAKS_MAPS = {
     *(Step.COMMITTED, Step.STATE_MAPPED, Step.STATE_OPENED, Step.AREA_MAPPED, Step.WORKSPACE_MAPPED),
     *(Step.WORKSPACE_FORGOTTEN, Step.AREA_FORGOTTEN),
 }
-IDLE_S = 3.0  # after that a helper that nobody dismissed has left
+IDLE_S = 8.0  # twice the time in which a helper leaves: it first does a command that it was not woken for
 
 
 @dataclass
