@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from podgraft_bundle.bundle import Bundle
@@ -14,6 +15,7 @@ from podgraft_bundle.manifest import Range, Reference, ReplacedFunction
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.holes import Holes
+from podgraft_engine.code.linker import check_object
 from podgraft_engine.code.sites import Pun, Site, choose_site
 from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
 from podgraft_engine.helper import block
@@ -96,6 +98,13 @@ def inspect(target: Target, bundle: Bundle) -> Findings:
             findings.values[reference.symbol] = resolve(reference, target, findings.module)
         except Refusal as refusal:
             findings.problems.append(refusal)
+    if not findings.problems:
+        symbols = [f.new_symbol for f in bundle.manifest.functions]
+        try:
+            at = findings.module.mappings[0].start
+            check_object(bundle.object, bundle.manifest.references, findings.values, symbols, at)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
     return findings
 
 
@@ -153,6 +162,9 @@ def _check_manifest(bundle: Bundle) -> None:
         raise Refusal(Reason.IPA_RA_HAZARD, "the bundle wants registers to be saved around a new function")
     if manifest.points:
         raise Refusal(Reason.UNSUPPORTED_CHANGE, "the bundle names points of quiescence, which are not built yet")
+    ranges = sorted((f.entry.offset, f.entry.offset + f.entry.size) for f in manifest.functions)
+    if any(first[1] > second[0] for first, second in pairwise(ranges)):
+        raise Refusal(Reason.BUNDLE_MALFORMED, "functions of the manifest overlap")
     wanted = tuple(int(n) for n in re.findall(r"\d+", manifest.requires.kernel)[:2])
     if wanted > kernel_version():
         raise Refusal(Reason.KERNEL_TOO_OLD, f"the bundle wants kernel {manifest.requires.kernel}")

@@ -112,6 +112,7 @@ class _Life:
     first: bool = True
     eintr_allowed: int = 0
     may_have_leaked: bool = False
+    has_area: bool = False  # of a patch that was finished once; it stays for good
     fewest_maps: int | None = None
 
     def live(self, goal: int) -> None:
@@ -133,6 +134,7 @@ class _Life:
             story.append(f"{op} killed={outcome.killed} aimed={step} last={outcome.last_step} {outcome.reason}")
             if not outcome.killed:
                 self.patched = op == "apply" if outcome.code == 0 else self.patched
+                self.has_area |= self.patched
                 if outcome.code != 0:
                     self._check_answer(op, outcome, story)
                 return story
@@ -167,6 +169,7 @@ class _Life:
         outcome = run(self.folder, **_request(self.subject, op))
         story.append(f"then {op}: {outcome.code} {outcome.reason} {outcome.said[-500:]}")
         self.patched = op == "apply"
+        self.has_area |= self.patched
         self.first = False
         self._check_answer(op, outcome, story)
         target = self.subject.target
@@ -196,7 +199,7 @@ class _Life:
             self.tally.fail("unrecovered", f"a thread of ours is left after {story}")
         elif known is not None and maps > known and self.subject.steady and not self.may_have_leaked:
             self.tally.fail("unrecovered", f"{maps} mappings in place of {known} after {story}")
-        self.fewest_maps, self.may_have_leaked = maps, False
+        self.fewest_maps, self.may_have_leaked = maps if self.has_area else None, False
 
     def _check_answer(self, op: str, outcome: Outcome, story: list[str]) -> None:
         nothing_there = op == "revert" and outcome.reason == "NotApplied"
