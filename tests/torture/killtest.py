@@ -43,6 +43,7 @@ class Tally:
     """What has happened. steps: kills by the last step that the engine had reached, None before the first."""
 
     kills: int = 0
+    retries: int = 0
     steps: Counter[Step | None] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     stories: list[str] = field(default_factory=list)
@@ -167,6 +168,11 @@ class _Life:
         """The next engine must finish, whichever way it is sent."""
         op = self.chance.choice(("apply", "revert"))
         outcome = run(self.folder, **_request(self.subject, op))
+        if outcome.reason == "HelperUnreachable":
+            # It got no processor for the two seconds after which its helper leaves; its hint says: try again.
+            story.append(f"{op}: {outcome.events[-1]}")
+            self.tally.retries += 1
+            outcome = run(self.folder, **_request(self.subject, op))
         story.append(f"then {op}: {outcome.code} {outcome.reason} {outcome.said[-500:]}")
         self.patched = op == "apply"
         self.has_area |= self.patched
@@ -231,6 +237,8 @@ def main() -> int:
     print(*tally.stories, sep="\n", file=sys.stderr)
     if tally.missed():
         print("never hit:", ", ".join(step.name for step in tally.missed()))
+    if tally.retries:
+        print(f"engines that lost their helper for want of a processor, and were run again: {tally.retries}")
     print(tally.line())
     return 1 if tally.failures or tally.missed() else 0
 

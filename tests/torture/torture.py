@@ -2,8 +2,9 @@
 
     python -m tests.torture.torture [--cycles 200] [--seed N] [--only NAME,NAME]
 
-Columns: patches that were applied and reverted · threads when it began · refused (with reason) · late: deadline passed,
-tried again · crashes · wrong results and EINTRs that the program saw · maps and threads of ours that are left.
+Columns: patches that were applied and reverted · threads when it began · refused (with reason) · late: deadline passed
+or no processor in time, tried again · crashes · wrong results and EINTRs that the program saw · maps and threads of
+ours that are left.
 """
 
 import argparse
@@ -199,7 +200,8 @@ class _Torture:
     def _note(self, op: str, outcome: Outcome) -> bool:
         """Count an engine that did not finish; True when it may be tried again."""
         self.row.stories.append(f"{op}: {outcome.code} {outcome.events[-1:]} {outcome.said[-300:]}")
-        if outcome.code == 4:
+        # An engine that gets no processor for two seconds finds its helper gone; its hint says: try again.
+        if outcome.code == 4 or outcome.reason == "HelperUnreachable":
             self.row.late += 1
             return True
         if outcome.code == 3:
