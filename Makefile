@@ -97,7 +97,11 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
 	@$(BIN)/python bench/gaps.py
 
-.PHONY: killtest
+.PHONY: killtest torture fuzz
+fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)
+	@$(BIN)/python -m tests.torture.fuzz $(if $(CASES),--cases=$(CASES))
+torture: install ## Patch and revert 24 kinds of programs under load, 200 times each (CYCLES=n)
+	@$(BIN)/python -m tests.torture.torture $(if $(CYCLES),--cycles=$(CYCLES))
 killtest: install ## Kill the engine 1,000 times, at every step, against a loaded program and Redis (KILLS=n)
 	@$(BIN)/python -m tests.torture.killtest $(if $(KILLS),--kills=$(KILLS))
 

@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Inspect a process without touching it: can this bundle be applied, and where (design 3, step 1)?"""
 
-import hashlib
 import os
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_bundle.manifest import Range, Reference, ReplacedFunction
+from podgraft_bundle.manifest import Reference
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
-from podgraft_engine.code.holes import Holes
-from podgraft_engine.code.puns import LONGEST_PUN, Pun
-from podgraft_engine.code.sites import Site, choose_site
-from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.code.linker import check_object
+from podgraft_engine.code.sites import Site
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.state import PatchRecord, State, read_state
-from podgraft_engine.target.layout import PAGE, trampoline_room
+from podgraft_engine.sitefinder import SiteFinder
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
-from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Mapping, Process
+from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
 
 _OLDEST_KERNEL: Final = (5, 13)
 
@@ -83,24 +80,23 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     except Refusal as refusal:
         findings.problems.append(refusal)
         return findings
-    # A retired patch keeps its holes: its stubs are there for the next time.
-    others = [p for p in _patches(target) if p.digest != bundle.digest]
-    around = _Surroundings(target, findings.module, _claimed(others))
+    finder = SiteFinder(target.process, target.memory, findings.module, target.state, bundle.digest)
     for function in bundle.manifest.functions:
         try:
-            findings.sites.append(_site_of(target, findings.module, function, around))
+            findings.sites.append(finder.find(function))
         except Refusal as refusal:
             findings.problems.append(refusal)
-    if points or bundle.manifest.points:
-        # There a thread migrates in the middle of a call, and the branch back would lead it into the new function.
-        findings.problems += [
-            Refusal(Reason.NO_PATCH_SITE, f"{s.function} branches back to its site: no point may be declared")
-            for s in findings.sites
-            if s.reentrant
-        ]
+    findings.problems += _beside_points([*points, *bundle.manifest.points], findings.sites)
     for reference in bundle.manifest.references:
         try:
             findings.values[reference.symbol] = resolve(reference, target, findings.module)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    if not findings.problems:
+        symbols = [f.new_symbol for f in bundle.manifest.functions]
+        try:
+            at = findings.module.mappings[0].start
+            check_object(bundle.object, bundle.manifest.references, findings.values, symbols, at)
         except Refusal as refusal:
             findings.problems.append(refusal)
     return findings
@@ -149,6 +145,15 @@ def report(target: Target, findings: Findings, bundle: Bundle) -> Inspected:
     )
 
 
+def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
+    """At a declared point a thread migrates in the middle of a call; a branch back would lead it into new code."""
+    return [
+        Refusal(Reason.NO_PATCH_SITE, f"{site.function} branches back to its site: no point may be declared")
+        for site in sites
+        if points and site.reentrant
+    ]
+
+
 def _patches(target: Target) -> list[PatchRecord]:
     return target.state.document.patches if target.state else []
 
@@ -158,6 +163,9 @@ def _check_manifest(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if any(f.save_registers for f in manifest.functions):
         raise Refusal(Reason.IPA_RA_HAZARD, "the bundle wants registers to be saved around a new function")
+    ranges = sorted((f.entry.offset, f.entry.offset + f.entry.size) for f in manifest.functions)
+    if any(first[1] > second[0] for first, second in pairwise(ranges)):
+        raise Refusal(Reason.BUNDLE_MALFORMED, "functions of the manifest overlap")
     wanted = tuple(int(n) for n in re.findall(r"\d+", manifest.requires.kernel)[:2])
     if wanted > kernel_version():
         raise Refusal(Reason.KERNEL_TOO_OLD, f"the bundle wants kernel {manifest.requires.kernel}")
@@ -207,79 +215,3 @@ def _check_points(target: Target, bundle: Bundle, points: list[str]) -> None:
         if name in replaced:
             raise Refusal(Reason.NO_PATCH_SITE, f"{name} is declared a point of quiescence and is itself replaced")
         declared_point(target.modules, name)
-
-
-def _claimed(patches: list[PatchRecord]) -> set[int]:
-    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program."""
-    pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
-    punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
-    return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
-
-
-def _has_shadow_stack(process: Process) -> bool:
-    """Tell whether a thread has one (Documentation/arch/x86/shstk.rst)."""
-    features = (process.status(tid).get("x86_Thread_features", "") for tid in process.threads())
-    return any("shstk" in line.split() for line in features)
-
-
-class _Surroundings:
-    """What the site ladder asks of the process: read once for all functions of a bundle."""
-
-    def __init__(self, target: Target, module: Module, used: set[int]) -> None:
-        self._memory = target.memory
-        self._maps = target.process.maps()
-        self._taken = list(self._maps)
-        self._starts = [m.start for m in self._maps]
-        self._ours = {p.live for p in target.state.document.pages} if target.state else set()
-        self._holes = Holes(module, target.memory, used)
-        self.shadow_stack = _has_shadow_stack(target.process)
-        self.padding, self.is_free = self._holes.behind, self._holes.is_free
-
-    def holes(self, origin: int, size: int) -> Iterator[int]:
-        """Leave out what lies on pages that others have changed: the site itself may not."""
-        return (hole for hole in self._holes.near(origin, size) if not self.is_foreign(hole // PAGE * PAGE))
-
-    def has_room(self, pun: Pun) -> bool:
-        return trampoline_room(self._taken, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
-
-    def take(self, site: Site) -> None:
-        """Let no other site of the bundle have what this one needs."""
-        for claim in site.claims():
-            self._holes.take(*claim)
-        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
-        if room:
-            page = room // PAGE * PAGE
-            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
-
-    def read(self, address: int, size: int) -> bytes | None:
-        mapping = self._maps[bisect_right(self._starts, address) - 1]
-        mapped = mapping.start <= address and address + size <= mapping.end and "r" in mapping.perms
-        return self._memory.read(address, size) if mapped else None
-
-    def is_foreign(self, page: int) -> bool:
-        """Tell whether somebody else has changed a page."""
-        return page not in self._ours and self._memory.anonymous(page)
-
-
-def _site_of(target: Target, module: Module, function: ReplacedFunction, around: _Surroundings) -> Site:
-    code = _read_checked(target, module, function.entry)
-    parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
-    start = module.bias + function.entry.offset
-    site = choose_site(function.entry.symbol, start, code, parts, around)
-    for at, size in site.claims():
-        for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
-            if around.is_foreign(page):
-                detail = f"page {page:#x} of {site.function} is no longer the file's"
-                raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
-    around.take(site)
-    return site
-
-
-def _read_checked(target: Target, module: Module, old: Range) -> bytes:
-    address = module.bias + old.offset
-    if not module.contains(address) or not module.contains(address + old.size - 1):
-        raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} does not lie in the module's mapped code")
-    code = target.memory.read(address, old.size)
-    if hashlib.sha256(code).hexdigest() != old.sha256:
-        raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} at {address:#x} differs from the code in the bundle")
-    return code

@@ -26,6 +26,9 @@ from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_
 IDLE_S: Final = 5
 HELPER_START_S: Final = 1.0
 TRIES: Final = 20
+SILENT_TRIES: Final = 3
+# The kernel gives the program memory right below what it has already: not where the mailbox should lie.
+AWAY: Final = 2**36
 STACK_LOOK: Final = 65536
 _TRAP_AND_RESUME_FLAGS: Final = 0x10100
 _RUNNING: Final = 3
@@ -59,9 +62,10 @@ def obtain_helper(process: Process, memory: Memory, blk: block.Block, generation
 
 def _create(process: Process, memory: Memory, blk: block.Block, generation: int) -> Borrowed:
     reasons: list[str] = []
+    silent = 0
     for attempt in range(TRIES):
         for tid in choose(process, blk):
-            mailbox = gap_near(process.maps(), blk.address, SIZE, 2**46)
+            mailbox = gap_near(process.maps(), blk.address - AWAY, SIZE, 2**46)
             try:
                 check_filters(process, tid)
                 with hold(tid) as held:
@@ -75,8 +79,8 @@ def _create(process: Process, memory: Memory, blk: block.Block, generation: int)
             if helper is None:
                 if not process.alive():
                     raise process.gone()
-                if any(m.start < mailbox + SIZE and mailbox < m.end for m in process.maps()):
-                    reasons.append(f"thread {tid}: the program took the place of the mailbox")
+                silent += 1
+                if silent < SILENT_TRIES:  # the program may have taken the place of the mailbox
                     _wait_old_carrier_outside(process, memory, blk, tid)
                     continue
                 raise PodgraftError(
