@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import json
-import socket
 import subprocess
 import threading
 import time
@@ -15,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
-from apiserver import free_port, running
+from apiserver import free_port, listens, running
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
@@ -37,15 +36,9 @@ def real_registry(folder: Path, **config: Any) -> Iterator[str]:
     whole = {"version": "0.1", "storage": {"filesystem": {"rootdirectory": str(folder / "data")}}, "http": http}
     (folder / "config.yml").write_text(yaml.safe_dump(whole | config))
     with running([program.ensure(), "serve", folder / "config.yml"], folder / "registry.log") as process:
-        wait(lambda: answers(host) or process.poll() is not None, "the registry listens")
+        wait(lambda: listens(host.rpartition(":")[2]) or process.poll() is not None, "the registry listens")
         assert process.poll() is None, (folder / "registry.log").read_text()
         yield host
-
-
-def answers(host: str) -> bool:
-    address, port = host.split(":")
-    with socket.socket() as one:
-        return one.connect_ex((address, int(port))) == 0
 
 
 def password(folder: Path) -> dict[str, Any]:
