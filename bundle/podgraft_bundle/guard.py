@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
 
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -38,15 +39,24 @@ class Guard(HTTPAdapter):
         # Stream: else the library reads all of it, however much that is.
         times = (min(_CONNECT_SECONDS, left), min(_READ_SECONDS, left))
         response = super().send(request, **options | {"stream": True, "timeout": times})
+        try:
+            body = self._read(response, host)
+        except HTTPError as error:
+            raise requests.ConnectionError("the answer broke off") from error
+        finally:
+            response.close()
+        response._content = body  # noqa: SLF001 - the library offers no way to say that it has been read
+        return response
+
+    def _read(self, response: requests.Response, host: str) -> bytes:
         body = bytearray()
-        for chunk in response.iter_content(65536):
+        # read1 returns what has come: iter_content would wait for a whole chunk, however slowly it comes.
+        while chunk := response.raw.read1(65536):
             body += chunk
             self._left()
             if len(body) > self._limit:
-                response.close()
                 raise Refusal(Reason.BUNDLE_TOO_LARGE, f"{host} sends more than {self._limit} bytes")
-        response._content = bytes(body)  # noqa: SLF001 - the library offers no way to say that it has been read
-        return response
+        return bytes(body)
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()

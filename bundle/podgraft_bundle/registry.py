@@ -139,7 +139,10 @@ def push(data: bytes, target: str, access: Access) -> Reference:
 
 
 class _Tokens(oras.auth.token.TokenAuth):  # type: ignore[misc] # the library has no types
-    """Oras' token authentication, taught that a registry may ask for the password directly."""
+    """Oras' token authentication, and two things that it does not do.
+
+    A registry may ask for the password directly; and a token to read must be changed for one to write.
+    """
 
     def authenticate_request(
         self, original: requests.Response, headers: dict[str, str], refresh: bool = False
@@ -147,6 +150,7 @@ class _Tokens(oras.auth.token.TokenAuth):  # type: ignore[misc] # the library ha
         if original.headers.get("Www-Authenticate", "").lower().startswith("basic"):
             known = getattr(self, "_basic_auth", None)
             return ({**headers, "Authorization": f"Basic {known}"}, True) if known else (headers, False)
+        refresh = refresh or "Authorization" in original.request.headers
         answer: tuple[dict[str, str], bool] = super().authenticate_request(original, headers, refresh)
         return answer
 
@@ -172,10 +176,12 @@ def _connected(wanted: Reference, access: Access) -> Iterator[_Registry]:
     plain = wanted.host in access.plain_http or (access.ca is None and _LOOPBACK.fullmatch(wanted.host) is not None)
     verify = str(access.ca) if access.ca else True
     registry = _Registry(insecure=plain, tls_verify=verify, auth_backend=_Tokens.__name__)
-    guard = Guard({wanted.host} if plain else set(), MAX_BUNDLE, access.seconds)
+    # A registry with TLS leads nowhere without; a plain one may have a plain token service, if that is named as well.
+    guard = Guard({wanted.host, *access.plain_http} if plain else set(), MAX_BUNDLE, access.seconds)
     for scheme in ("http://", "https://"):
         registry.session.mount(scheme, guard)
     registry.session.max_redirects = 5
+    registry.session.headers["Accept-Encoding"] = "identity"
     try:
         registry.auth.load_configs(Container(str(wanted)), [str(one) for one in access.credentials if one.is_file()])
         yield registry

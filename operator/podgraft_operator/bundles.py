@@ -10,7 +10,7 @@ from typing import Any
 from podgraft_api.livepatch import BundleInfo, BundleSource, ConfigMapSource
 from podgraft_api.nodepatch import CHUNK_KEY, BundleRef, chunk_name, signatures_name
 from podgraft_bundle.bundle import Bundle, decode, encode
-from podgraft_bundle.errors import PodgraftError, Refusal
+from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_bundle.registry import permitted, pull
 from podgraft_bundle.trust import read_trust
 from podgraft_kube.client import ApiError, Json, Kube
@@ -103,9 +103,13 @@ class BundleStore:
 
     async def _pull(self, reference: str) -> Resolved:
         try:
-            data = await asyncio.to_thread(pull, reference, self._access)
+            # The limit inside is looked at from answer to answer; this one frees the place, whatever the thread does.
+            async with asyncio.timeout(2 * self._access.seconds):
+                data = await asyncio.to_thread(pull, reference, self._access)
         except PodgraftError as error:
             raise BundleProblem.of(error) from error
+        except TimeoutError as error:
+            raise BundleProblem(Reason.REGISTRY_UNREACHABLE, f"{reference}: the registry takes too long") from error
         return await self._store(data)
 
     def forget(self, uid: str) -> None:

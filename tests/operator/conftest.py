@@ -12,9 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from apiserver import Api, api_server, free_port, running
+from apiserver import Api, api_server, free_port, listens, running
 from installed import SYSTEM, Start, account_token, install
-from stage import KEY, NEXT_KEY, Cluster, write_trust
+from stage import KEY, NEXT_KEY, Cluster, wait, write_trust
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +61,8 @@ def start_operator(operator_config: Path, trust_dir: Path, tmp_path_factory: pyt
                 process.liveness_port = environment["PODGRAFT_LIVENESS_PORT"]  # type: ignore[attr-defined]
                 process.metrics_port = environment["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
                 process.log = log  # type: ignore[attr-defined]
+                # A busy machine takes its time for that; tests count from here.
+                wait(lambda: listens(environment["PODGRAFT_LIVENESS_PORT"]), "the operator is up", 60)
                 yield process
                 assert process.poll() in {None, -9}, "the operator died by itself"
         finally:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
-from apiserver import Refused, free_port, running
+from apiserver import Refused, free_port, listens, running
 from installed import ROOT, SYSTEM, agent_api
 from stage import KEY, STRANGER, Cluster, make_graft, wait, write_trust
 
@@ -146,11 +145,6 @@ def start_agent(cluster: Cluster, tmp_path: Path, trust_dir: Path) -> StartAgent
             sys.stdout.write(log.read_text("utf-8"))
 
     return start
-
-
-def listens(port: str) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def runs(target: Target) -> str:
