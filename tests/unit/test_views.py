@@ -92,10 +92,11 @@ def test_a_fleet_fits_on_a_screen() -> None:
 
 def test_markup_in_names_is_text() -> None:
     """What programs and messages are called cannot colour the screen, nor break it."""
-    thread = {"tid": 7, "name": "[red]x[/]", "why": "in [/foo]", "waitedSeconds": 1}
+    thread = {"tid": 7, "name": "[red]x[/]\x1b[2J", "why": "in [/foo]", "waitedSeconds": 1}
     node = node_patch("redis-0", "Applying", stragglers=[thread], reason="Busy", message="[bold]no[/]")
     shown = text(patch_tree(view(live_patch(), [pod("redis-0")], node)))
-    assert "[red]x[/]" in shown
+    assert "[red]x[/]\N{REPLACEMENT CHARACTER}[2J" in shown
+    assert "\x1b" not in shown
     assert "in [/foo]" in shown
     assert "[bold]no[/]" in shown
 
