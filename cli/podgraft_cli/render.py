@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 from rich.tree import Tree
 
@@ -20,6 +20,11 @@ WORDS = {WAITS: "waits for its turn", ASKED: "asked, no answer yet"}
 # A tree of a fleet would not fit on any screen; troubled pods are shown first.
 MAX_PODS = 60
 QUIET = ("Applied", "Reverted", "NotApplicable")
+
+
+def escape(text: str) -> str:
+    """Return text as it is: no markup, and nothing that drives a terminal; programs name their threads as they like."""
+    return escape_markup("".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in text))
 
 
 def patch_tree(view: PatchView) -> RenderableType:

@@ -121,7 +121,7 @@ def waiting_view(body: Json, pod: Json) -> PodView:
     status = LivePatchStatus.model_validate(body.get("status") or {})
     ready = next((one for one in status.conditions if one.type == "Ready"), None)
     names = tuple(body["spec"].get("containers") or ())
-    if body["spec"].get("paused"):
+    if body["spec"].get("paused") or (ready is not None and ready.reason == "StepPaused"):
         reason, message = "Paused", "the LivePatch is paused: kubectl podgraft resume " + body["metadata"]["name"]
     elif not body["spec"].get("repatch", True):
         reason, message = (

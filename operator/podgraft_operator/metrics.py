@@ -26,6 +26,7 @@ LIVE_PATCH = ["livepatch_namespace", "livepatch"]
 POD_STATES = ("patched", "pending", "failed", "notApplicable")
 # A bundle names its CVEs itself; a label must not grow without bound.
 MAX_CVES = 16
+MAX_REASON = 64
 Body = dict[str, Any]
 
 
@@ -96,7 +97,7 @@ class WorldCollector(Collector):
                 for cve in cves(self._world.live_patches.get(key, {})):
                     cve_counted[cve, phase] += count
             if report.phase in {Phase.REFUSED, Phase.FAILED}:
-                reasons[*key, trouble(report)[0]] += 1
+                reasons[*key, trouble(report)[0][:MAX_REASON]] += 1
             left = [thread for one in report.processes for thread in one.stragglers or ()]
             behind[key] += len(left)
             longest[key] = max([longest.get(key, 0.0), *(one.waited_seconds for one in left)])

@@ -11,7 +11,7 @@ from podgraft_operator.rollout import PodState, Standing
 
 NAMED_PODS = 5
 # Reasons of a rollout that goes on as it should: its beginning is told, each step is not.
-UNDER_WAY = frozenset({"Progressing", "WaitingForThreads"})
+UNDER_WAY = frozenset({"Progressing", "WaitingForThreads", "WaitingForHealth"})
 BACK = frozenset({Phase.REVERTED, Phase.NOT_APPLICABLE})
 Mark = Literal["pending", "patched", "failed", "reverted", "notApplicable"]
 
@@ -67,7 +67,8 @@ def condition_turn(before: LivePatchStatus, after: LivePatchStatus) -> Turn | No
     if new.type == "Reconciling" and new.reason in UNDER_WAY:
         if old is not None and old.type == "Reconciling" and old.reason in UNDER_WAY:
             return None
-        return Turn("Normal", "RolloutBegan", "Rollout", note)
+        anew = old is None or old.type == "Ready"
+        return Turn("Normal", "RolloutBegan" if anew else "RolloutResumed", "Rollout", note)
     return Turn("Normal", new.reason, "Rollout", note)
 
 

@@ -197,4 +197,8 @@ class Cluster:
             self.api.delete(self.path("pods", one["metadata"]["name"]) + "?gracePeriodSeconds=0")
         for one in self.api.get(f"{GROUP}/nodepatches")["items"]:
             if one["metadata"]["name"].startswith(f"{self.name}-n"):
-                self.api.delete(f"{GROUP}/nodepatches/{one['metadata']['name']}")
+                try:
+                    self.api.delete(f"{GROUP}/nodepatches/{one['metadata']['name']}")
+                except Refused as error:
+                    if error.status != 404:  # the operator may have been faster
+                        raise

@@ -1,5 +1,7 @@
 """`kubectl podgraft` against the real API server, started by the real kubectl."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from installed import PATHS
 from stage import Cluster, make_graft, wait
 from test_schema import kubectl
 
+from podgraft_cli.plugin import main
+
 pytestmark = pytest.mark.usefixtures("operator")
 Plugin = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -25,12 +29,34 @@ def plugin(cluster: Cluster, tmp_path: Path) -> Plugin:
 
 
 def as_user(api: Api, cluster: Cluster, folder: Path) -> Plugin:
+    """Return a function that runs a command: in this process, which saves seconds, or as one of its own."""
     config = api.kubeconfig(folder / "config")
 
     def run(command: str, *arguments: str, namespaced: bool = True) -> "subprocess.CompletedProcess[str]":
         where = ["-n", cluster.name] if namespaced else []
+        whole = ["kubectl-podgraft", command, *arguments, *where, "--kubeconfig", str(config)]
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            patch.setattr(sys, "argv", whole)
+            patch.setattr(sys, "stdin", io.StringIO())
+            with pytest.raises(SystemExit) as ended:
+                main()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(whole, code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def aside(cluster: Cluster, tmp_path: Path) -> Plugin:
+    """Return a function that runs the installed program in the cluster's namespace, beside the test."""
+    config = cluster.api.kubeconfig(tmp_path / "config")
+
+    def run(command: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        where = ["-n", cluster.name]
         program = Path(sys.executable).parent / "kubectl-podgraft"
-        environment = {"PATH": "/usr/bin:/bin", "HOME": str(folder), "KUBECONFIG": str(config), "COLUMNS": "200"}
+        environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "KUBECONFIG": str(config)}
         return subprocess.run(
             [program, command, *arguments, *where],
             check=False, capture_output=True, text=True, timeout=60, env=environment, stdin=subprocess.DEVNULL,
@@ -78,12 +104,12 @@ def test_status_shows_the_tree(cluster: Cluster, plugin: Plugin) -> None:
     assert found["pods"][0]["node"] == cluster.node(0)
 
 
-def test_status_follows_until_done(cluster: Cluster, plugin: Plugin) -> None:
+def test_status_follows_until_done(cluster: Cluster, plugin: Plugin, aside: Plugin) -> None:
     """--watch prints each change and ends with 0 when every pod is patched, with 1 when it stalls, with 4 in time."""
     rolled(cluster)
     assert plugin("status", "lp", "--watch", "--timeout", "2s").returncode == 4
     ended: list[subprocess.CompletedProcess[str]] = []
-    follower = threading.Thread(target=lambda: ended.append(plugin("status", "lp", "--watch", "--json")))
+    follower = threading.Thread(target=lambda: ended.append(aside("status", "lp", "--watch", "--json")))
     follower.start()
     cluster.answer(0)
     wait(lambda: cluster.live_patch()["status"]["pods"]["patched"] == 1, "one is done")
@@ -120,7 +146,7 @@ def test_why_explains(cluster: Cluster, plugin: Plugin) -> None:
     assert 'pods "no-such-pod" not found' in missing.stderr
 
 
-def test_pause_resume_revert(cluster: Cluster, plugin: Plugin) -> None:
+def test_pause_resume_revert(cluster: Cluster, plugin: Plugin, aside: Plugin) -> None:
     """Pause and resume set the spec; revert asks first, overrides Keep, and waits for the last pod."""
     rolled(cluster, 1, deletionPolicy="Keep")
     cluster.answer(0)
@@ -135,7 +161,7 @@ def test_pause_resume_revert(cluster: Cluster, plugin: Plugin) -> None:
     assert not cluster.gone()
     assert "deletionTimestamp" not in cluster.live_patch()["metadata"]
     ended: list[subprocess.CompletedProcess[str]] = []
-    reverting = threading.Thread(target=lambda: ended.append(plugin("revert", "lp", "--yes")))
+    reverting = threading.Thread(target=lambda: ended.append(aside("revert", "lp", "--yes")))
     reverting.start()
     cluster.wait_items(0, "Reverted")
     cluster.answer(0)
