@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from podgraft_builder.assemble import Assembly
@@ -12,11 +13,13 @@ from podgraft_builder.compare import Comparison
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.lines import C_LIKE
 from podgraft_builder.match import Proof
+from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
+from podgraft_builder.verdict import Hazard, Verdict
 from podgraft_builder.workspace import Workspace
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
@@ -38,6 +41,7 @@ class Options:
     name: str | None = None
     version: str = "1"
     cves: tuple[str, ...] = ()
+    allow: frozenset[Reason] = frozenset()
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Outcome:
     running: Path
     chosen: str
     functions: list[dict[str, str | int]] = field(default_factory=list)
+    hazards: list[Hazard] = field(default_factory=list)
 
 
 def build(options: Options, progress: Progress) -> Outcome:
@@ -68,10 +73,12 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
     path, chosen = _running_binary(space, options, progress)
     running = RunningBinary(path)
     progress(f"running binary: {path} ({chosen}), build id {running.build_id}")
-    pairs = _two_builds(space, options, progress)
+    verdict = Verdict(options.allow)
+    pairs = _two_builds(space, options, progress, verdict)
     comparisons = compare_pairs(pairs)
+    check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+    verdict.settle()
     _require_change(comparisons)
-    check_hazards(comparisons, lambda: unchanged_objects(pairs), running)
     proofs = _prove(comparisons, running, progress)
     _merge_copies(comparisons, proofs)
     assembly = Assembly(comparisons, References(running, proofs))
@@ -82,11 +89,12 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
         cves=sorted(set(options.cves)),
         module=Module(name=options.binary.name, build_id=running.build_id),
         functions=_functions(assembly, proofs, running),
+        overruled=verdict.overruled,
         references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
     bundle = write_bundle(manifest, data, options.output)
-    return Outcome(bundle, path, chosen, rows(comparisons))
+    return Outcome(bundle, path, chosen, rows(comparisons), verdict.hazards)
 
 
 def _running_binary(space: Workspace, options: Options, progress: Progress) -> tuple[Path, str]:
@@ -108,7 +116,7 @@ def _running_binary(space: Workspace, options: Options, progress: Progress) -> t
     return kept, "built plainly, kept beside the bundle"
 
 
-def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[Pair]:
+def _two_builds(space: Workspace, options: Options, progress: Progress, verdict: Verdict) -> list[Pair]:
     """Build the old tree fully, and of the new one what the patch touches; return the objects of the binary."""
     progress("old build, one section per function")
     space.copy_tree()
@@ -133,6 +141,7 @@ def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[
             "call the compiler by name (gcc, cc, clang), not by a path",
         )
     old = inputs_of(old_link, space.tree, records)
+    modules = other_modules(records, binary, space.tree)
     progress("new build, what the patch touches")
     patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
     fresh = space.build("new")
@@ -143,7 +152,10 @@ def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[
     _require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
-    return _pairs(space, old, _with_replayed(new, forgotten, fresh))
+    remade = _remade(forgotten, fresh)
+    after = other_modules([*records, *fresh], binary, space.tree)
+    check_modules(modules, after, remade, space.tree, verdict)
+    return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])
 
 
 def _last(records: list[Record]) -> list[Record]:
@@ -170,11 +182,10 @@ def _require_seen(patched: set[str], old: list[Input], records: list[Record]) ->
         )
 
 
-def _with_replayed(new: list[Input], forgotten: list[Record], fresh: list[Record]) -> list[Input]:
-    """Put what was compiled by itself in the place of archive members that the build left alone."""
+def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:
+    """Return the hash of each object that the build left alone -> what was compiled in its place by itself."""
     made = {r.output: r.copy for r in fresh if r.kind == "compile"}
-    by_content = {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
-    return [Input(i.path, i.member, by_content.get(content_hash(i.data), i.data)) for i in new]
+    return {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
 
 
 def _pairs(space: Workspace, old: list[Input], new: list[Input]) -> list[Pair]:

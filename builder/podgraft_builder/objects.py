@@ -16,7 +16,7 @@ SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS 
 IFUNC = "STT_GNU_IFUNC"
 _IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
 FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
-_WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
+WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -196,7 +196,7 @@ class ObjectFile:
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
             kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
-            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in _WEAK)
+            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
 

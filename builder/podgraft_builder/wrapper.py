@@ -8,6 +8,7 @@ that compiles and links in one call leaves no objects behind.
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -92,9 +93,11 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     token = hashlib.sha256(f"{Path.cwd()}\0{output}\0{os.getpid()}".encode()).hexdigest()[:24]
     own = store / f"{token}.d"
     environment = dict(os.environ)
+    # Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, SUNPRO_DEPENDENCIES, -MD).
+    arguments = [re.sub(r"^(-Wp,)?-MMD\b", r"\1-MD", word) for word in arguments]
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
     if not explicit:
-        environment["DEPENDENCIES_OUTPUT"] = f"{own} object"
+        environment["SUNPRO_DEPENDENCIES"] = f"{own} object"
     code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()], env=environment)
     if code == 0 and output.is_file():
         if explicit:

@@ -49,6 +49,23 @@ class Reason(StrEnum):
     LTO_OBJECT = "LtoObject"
     HAND_WRITTEN_ASM = "HandWrittenAsm"
     IPA_RA_HAZARD = "IpaRaHazard"
+    NEVER_QUIESCENT = "NeverQuiescent"
+    SETJMP_CALLER = "SetjmpCaller"
+    CHANGED_NORETURN = "ChangedNoreturn"
+    LOCK_IMBALANCE = "LockImbalance"
+    CHANGED_VTABLE = "ChangedVtable"
+    CHANGED_ALIAS = "ChangedAlias"
+    FOLDED_FUNCTIONS = "FoldedFunctions"
+    WEAK_SYMBOL = "WeakSymbol"
+    MOVED_BETWEEN_FILES = "MovedBetweenFiles"
+    COMPUTED_GOTO = "ComputedGoto"
+    LINKER_SET = "LinkerSet"
+    CHANGED_CONSTRUCTOR = "ChangedConstructor"
+    EXCEPTION_TABLE = "ExceptionTable"
+    HARDENING_DIFFERS = "HardeningDiffers"
+    COMPILER_DIFFERS = "CompilerDiffers"
+    OTHER_MODULE_CHANGED = "OtherModuleChanged"
+    UNKNOWN_CALLER = "UnknownCaller"
     UNRESOLVED_REFERENCE = "UnresolvedReference"
     UNSUPPORTED_RELOCATION = "UnsupportedRelocation"
     UNSUPPORTED_CHANGE = "UnsupportedChange"
@@ -111,6 +128,23 @@ HINTS: dict[Reason, str] = {
     Reason.LTO_OBJECT: "build without -flto",
     Reason.HAND_WRITTEN_ASM: "patch the C caller instead; assembler sources carry no function boundaries to rely on",
     Reason.IPA_RA_HAZARD: "build the running binary with -fno-ipa-ra, or change the callers as well",
+    Reason.NEVER_QUIESCENT: "move what the fix changes into a function that returns, or declare a point of quiescence",
+    Reason.SETJMP_CALLER: "patch a caller or callee instead; --allow SetjmpCaller if no coroutine jumps back into it",
+    Reason.CHANGED_NORETURN: "keep the noreturn attribute: callers have no code behind the call",
+    Reason.LOCK_IMBALANCE: "make sure that no lock is held between two calls of the changed functions",
+    Reason.CHANGED_VTABLE: "leave virtual functions and base classes as they are: objects keep their old table",
+    Reason.CHANGED_ALIAS: "leave the names of existing functions as they are",
+    Reason.FOLDED_FUNCTIONS: "build the running binary with -fno-ipa-icf, or change the folded functions alike",
+    Reason.WEAK_SYMBOL: "patch the definition that the running binary uses",
+    Reason.MOVED_BETWEEN_FILES: "leave functions and variables in the file that they are in",
+    Reason.COMPUTED_GOTO: "make the table of labels const and local to the function, and keep no label in a variable",
+    Reason.LINKER_SET: "leave sections with names of their own as they are: what walks through them knows their end",
+    Reason.CHANGED_CONSTRUCTOR: "constructors have run already: do their work in a function that runs again",
+    Reason.EXCEPTION_TABLE: "patch a function that neither throws nor catches nor cleans up",
+    Reason.HARDENING_DIFFERS: "leave -fstack-protector and -fcf-protection as the running binary has them",
+    Reason.COMPILER_DIFFERS: "build with the compiler that made the running binary; both are named above",
+    Reason.OTHER_MODULE_CHANGED: "split the patch; build a bundle for each module",
+    Reason.UNKNOWN_CALLER: "build from the source that the running binary was made from",
     Reason.UNRESOLVED_REFERENCE: "give the running binary with its symbols or debug file (--running)",
     Reason.UNSUPPORTED_RELOCATION: "report the relocation type; this code model is not supported",
     Reason.UNSUPPORTED_CHANGE: "see docs/limitations.md for what a patch may change",

@@ -13,6 +13,7 @@ from rich.table import Table
 from podgraft_builder.build import Options, build, rows
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
+from podgraft_builder.verdict import Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import CveId, Name
@@ -105,7 +106,9 @@ def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
         for label, comparison in sorted(comparisons.items())
         for name in sorted(comparison.new_functions)
     ]
-    check_hazards(comparisons, lambda: unchanged_objects(pairs), None)
+    verdict = Verdict()
+    check_hazards(comparisons, lambda: unchanged_objects(pairs), None, verdict)
+    verdict.settle()
     if not found:
         raise Refusal(Reason.NO_CHANGE, f"{len(pairs)} objects compared, no function differs")
     if json:

@@ -5,6 +5,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from podgraft_bundle.errors import Reason
+
 MAIN = """
 #include <stdio.h>
 int work(int);
@@ -216,7 +220,8 @@ def test_unwind_information_comes_along(project: Any, tmp_path: Path) -> None:
 
 
 def test_cpp_exceptions(project: Any, link: Any) -> None:
-    """C++ code that throws and catches brings its exception tables."""
+    """C++ code that throws and catches brings its exception tables, where a human wants it so."""
+    project.allow = frozenset({Reason.EXCEPTION_TABLE})
     project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
     main = MAIN.replace("int work(int);", 'extern "C" int work(int);')
     text = """
@@ -275,3 +280,62 @@ def test_binary_that_was_built_in_place(project: Any) -> None:
     outcome = project.build(files, {"lib.c": "int work(int a) { return a + 1; }\n"})
     assert outcome.running == project.folder / "a" / "prog"
     assert outcome.chosen == "built in place"
+
+
+def test_inline_variable_that_a_second_object_begins_to_use(project: Any, link: Any) -> None:
+    """An inline variable of C++ is one in the whole program: new code uses the one that runs."""
+    project.command = "g++ -O2 -std=c++17 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
+    header = "inline int counter = 5;\n"
+    main = '#include "s.h"\nint work(int);\nint main(int argc, char **) { return work(argc) + counter++; }\n'
+    lib = '#include "s.h"\nint work(int a) { return a%s; }\n'
+    outcome = project.build({"main.cc": main, "lib.cc": lib % "", "s.h": header}, {"lib.cc": lib % " + counter++"})
+    assert names(outcome) == ["_Z4worki"]
+    assert "old:counter" in link.link(outcome).addresses("_Z4worki")
+
+
+def test_numbered_statics_are_told_by_their_owner(project: Any, link: Any) -> None:
+    """Two statics of one name exchange their numbers and their order: each new use leads to its own variable."""
+    text = """
+static inline int up(void) { static int n = 1; return n++; }
+static inline int down(void) { static int n = 2; return n++; }
+int work(int a) { return @ + a; }
+"""
+    outcome = project.build(
+        {"main.c": MAIN, "lib.c": text.replace("@", "up() * 2 + down() * 3")},
+        {"lib.c": text.replace("@", "down() * 2 + up() * 3")},
+    )
+    running = link.link(outcome).running
+    start = {running.read(n.address, 4): n.address for n in running.symbols if n.name.startswith("n.")}
+    by_name = {r.symbol: r.offset for r in outcome.bundle.manifest.references}
+    assert sorted(by_name.values()) == sorted(start.values())
+    first = link.link(outcome).instructions("work")
+    used = [i.memory_displacement for i in first if i.is_ip_rel_memory_operand]
+    assert used[0] == start[(2).to_bytes(4, "little")]
+
+
+def test_members_of_one_name_in_an_archive_with_spaces(project: Any) -> None:
+    """Two members of one name are two objects, and the path of their archive may have spaces."""
+    project.command = (
+        "mkdir -p 'my libs' && for d in x y; do gcc -O2 -fPIE -c $d/m.c -o $d/m.o; done && "
+        "ar qcs 'my libs/l.a' x/m.o y/m.o && gcc -O2 -fPIE -c main.c -o main.o && "
+        "gcc -pie -Wl,-z,now -o prog main.o 'my libs/l.a'"
+    )
+    files = {"main.c": MAIN, "x/m.c": "int work(int);\nint f(int a) { return a; }\n", "y/m.c": ""}
+    files["main.c"] = MAIN.replace("work(argc)", "work(argc) + f(argc)").replace("int work", "int f(int);\nint work")
+    files["y/m.c"] = "int work(int a) { return a; }\n"
+    assert names(project.build(files, {"y/m.c": "int work(int a) { return a * 3; }\n"})) == ["work"]
+    for folder in ("a", "b"):
+        subprocess.run(["rm", "-rf", folder], cwd=project.folder, check=True)
+    assert names(project.build(files, {"x/m.c": "int f(int a) { return a * 3; }\n"})) == ["f"]
+
+
+@pytest.mark.parametrize("flags", ["", "-MMD -MF lib.d"])
+def test_header_of_the_tree_that_counts_as_system_header(project: Any, flags: str) -> None:
+    """A header behind -isystem is patched: its objects are compiled again, though the build command does not."""
+    make = (
+        "test -f lib.o || gcc -O2 -fPIE -isystem inc {} -c lib.c -o lib.o; test -f main.o || gcc -O2 -fPIE -c main.c;"
+    )
+    project.command = make.format(flags) + " gcc -pie -Wl,-z,now -o prog main.o lib.o"
+    header = "static inline int in(int a) { return a * %s; }\n"
+    files = {"main.c": MAIN, "inc/in.h": header % 3, "lib.c": "#include <in.h>\nint work(int a) { return in(a); }\n"}
+    assert names(project.build(files, {"inc/in.h": header % 5})) == ["work"]

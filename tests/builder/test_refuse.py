@@ -106,7 +106,7 @@ HAZARDS = {
         ("int", "long"),
     ),
     "constructor": (
-        Reason.UNSUPPORTED_CHANGE,
+        Reason.CHANGED_CONSTRUCTOR,
         "int n;\nint work(int a) { return n + a; }\n@\n",
         ("", "__attribute__((constructor)) static void start(void) { n = 7; }"),
     ),
@@ -300,7 +300,7 @@ def test_variable_that_moves_to_another_file(project: Any) -> None:
         "lib.c": "extern int state;\nint work(int a) { return state++ * a; }\n",
         "more.c": "int f(void) { return 1; }\nint state = 3;\n",
     }
-    assert refused(project, old, new).reason is Reason.UNSUPPORTED_CHANGE
+    assert refused(project, old, new).reason is Reason.MOVED_BETWEEN_FILES
 
 
 def test_variable_that_is_renamed(project: Any) -> None:
