@@ -10,6 +10,9 @@ export PODGRAFT_CACHE := $(CACHE)
 ifneq ($(wildcard ../shared/corpus/sources),)
 export PODGRAFT_SOURCES ?= $(abspath ../shared/corpus/sources)
 endif
+ifneq ($(wildcard ../shared/corpus/cases.tsv),)
+export PODGRAFT_CORPUS ?= $(abspath ../shared/corpus)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := python3
@@ -96,6 +99,10 @@ demo-local: install ## The same with one process and no cluster
 .PHONY: bench
 bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
 	@$(BIN)/python bench/gaps.py
+
+.PHONY: corpus
+corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; root)
+	@$(BIN)/python -m hack.corpus $(ONLY)
 
 .PHONY: asm
 asm: ## Assemble the engine's block anew from its source

@@ -91,11 +91,10 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     store = Path(os.environ["PODGRAFT_STORE"])
     token = hashlib.sha256(f"{Path.cwd()}\0{output}\0{os.getpid()}".encode()).hexdigest()[:24]
     own = store / f"{token}.d"
-    environment = dict(os.environ)
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
-    if not explicit:
-        environment["DEPENDENCIES_OUTPUT"] = f"{own} object"
-    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()], env=environment)
+    # Not by DEPENDENCIES_OUTPUT, which ccache does not know and which leaves out the headers of -isystem folders.
+    rule = [] if explicit else ["-MD", "-MF", str(own), "-MT", "object"]
+    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split(), *rule])
     if code == 0 and output.is_file():
         if explicit:
             own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
