@@ -10,6 +10,9 @@ export PODGRAFT_CACHE := $(CACHE)
 ifneq ($(wildcard ../shared/corpus/sources),)
 export PODGRAFT_SOURCES ?= $(abspath ../shared/corpus/sources)
 endif
+ifneq ($(wildcard ../shared/corpus/cases.tsv),)
+export PODGRAFT_CORPUS ?= $(abspath ../shared/corpus)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := python3
@@ -108,6 +111,10 @@ killtest: install ## Kill the engine 1,000 times, at every step, against a loade
 .PHONY: sites
 sites: install ## What share of the functions of common servers and libraries can be patched; writes docs/sites.md
 	@$(BIN)/python -m podgraft_engine.survey --write docs/sites.md $$($(PYTHON) -m hack.programs)
+
+.PHONY: corpus
+corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; root)
+	@$(BIN)/python -m hack.corpus $(ONLY)
 
 .PHONY: asm
 asm: ## Assemble the engine's block anew from its source

@@ -118,20 +118,14 @@ def _running_binary(space: Workspace, options: Options, progress: Progress) -> t
 
 def _two_builds(space: Workspace, options: Options, progress: Progress, verdict: Verdict) -> list[Pair]:
     """Build the old tree fully, and of the new one what the patch touches; return the objects of the binary."""
-    progress("old build, one section per function")
-    space.copy_tree()
     binary = space.tree / options.binary
-    stale = (options.source / options.binary).exists()
-    try:
-        if stale:
-            space.clean(archives=True)
-        records = space.build("old")
-    except Refusal:
-        if not stale:
-            raise
-        space.copy_tree()  # some build systems never make their archives again
-        space.clean(archives=False)
-        records = space.build("old")
+    records = space.restore()
+    if records is None:
+        progress("old build, one section per function")
+        records = _old_build(space, options)
+        space.keep()
+    else:
+        progress("old build: the one that is kept from an earlier patch")
     _require_binary(binary, options)
     old_link = link_of(records, binary)
     if old_link is None:
@@ -156,6 +150,21 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     after = other_modules([*records, *fresh], binary, space.tree)
     check_modules(modules, after, remade, space.tree, verdict)
     return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])
+
+
+def _old_build(space: Workspace, options: Options) -> list[Record]:
+    space.copy_tree()
+    stale = (options.source / options.binary).exists()
+    try:
+        if stale:
+            space.clean(archives=True)
+        return space.build("old")
+    except Refusal:
+        if not stale:
+            raise
+        space.copy_tree()  # some build systems never make their archives again
+        space.clean(archives=False)
+        return space.build("old")
 
 
 def _last(records: list[Record]) -> list[Record]:

@@ -92,13 +92,12 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     store = Path(os.environ["PODGRAFT_STORE"])
     token = hashlib.sha256(f"{Path.cwd()}\0{output}\0{os.getpid()}".encode()).hexdigest()[:24]
     own = store / f"{token}.d"
-    environment = dict(os.environ)
-    # Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, SUNPRO_DEPENDENCIES, -MD).
+    # Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, -MD).
     arguments = [re.sub(r"^(-Wp,)?-MMD\b", r"\1-MD", word) for word in arguments]
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
-    if not explicit:
-        environment["SUNPRO_DEPENDENCIES"] = f"{own} object"
-    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()], env=environment)
+    # Not by DEPENDENCIES_OUTPUT, which ccache does not know and which leaves out the headers of -isystem folders.
+    rule = [] if explicit else ["-MD", "-MF", str(own), "-MT", "object"]
+    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split(), *rule])
     if code == 0 and output.is_file():
         if explicit:
             own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
