@@ -33,9 +33,9 @@ AREA_UNDER_WAY = {Step.AREA_MAPPED, Step.CODE_WRITTEN, Step.AREA_PROTECTED, Step
 LEAKS_MAPS = {
     *(Step.COMMAND_WRITTEN, Step.COMMAND_POSTED, Step.HELPER_WOKEN, Step.COMMAND_DONE, Step.COPY_WRITTEN),
     *(Step.COMMITTED, Step.STATE_MAPPED, Step.STATE_OPENED, Step.AREA_MAPPED, Step.WORKSPACE_MAPPED),
-    *(Step.WORKSPACE_FORGOTTEN, Step.AREA_FORGOTTEN),
+    *(Step.WORKSPACE_FORGOTTEN, Step.AREA_FORGOTTEN, Step.WAKE_AREA_MAPPED),
 }
-IDLE_S = 8.0  # twice the time in which a helper leaves: it first does a command that it was not woken for
+IDLE_S = 12.0  # twice the time in which a helper leaves: it first does a command that it was not woken for
 
 
 @dataclass
