@@ -28,10 +28,12 @@ class BundleProblem(Exception):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A bundle that is stored where agents can read it."""
+    """A bundle that is stored where agents can read it; functions: where those that it replaces begin."""
 
     ref: BundleRef
     info: BundleInfo
+    functions: frozenset[int] = frozenset()
+    replaces: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class BundleStore:
         manifest = bundle.manifest
         ref = BundleRef(digest=bundle.digest, chunks=len(chunks), name=manifest.name, build_id=manifest.module.build_id)
         info = BundleInfo(digest=bundle.digest, name=manifest.name, version=manifest.version, cves=tuple(manifest.cves))
-        return Resolved(ref, info)
+        functions = frozenset(one.entry.offset for one in manifest.functions)
+        return Resolved(ref, info, functions, frozenset(manifest.replaces))
 
     async def _create(self, body: Json) -> None:
         try:
