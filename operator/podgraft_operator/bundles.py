@@ -38,10 +38,12 @@ class BundleProblem(Exception):
 
 @dataclass(frozen=True)
 class Resolved:
-    """A bundle that is stored where agents can read it."""
+    """A bundle that is stored where agents can read it; functions: where those that it replaces begin."""
 
     ref: BundleRef
     info: BundleInfo
+    functions: frozenset[int] = frozenset()
+    replaces: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ class BundleStore:
             cves=tuple(manifest.cves),
             signed_by=keys,
         )
-        return Resolved(ref, info)
+        functions = frozenset(one.entry.offset for one in manifest.functions)
+        return Resolved(ref, info, functions, frozenset(manifest.replaces))
 
     async def _store_signatures(self, bundle: Bundle, keys: tuple[str, ...]) -> None:
         """Add the signatures of trusted keys to those that are stored; another LivePatch may bring others."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +19,7 @@ from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
 from podgraft_operator.census import Census, count
 from podgraft_operator.change import Wish
 from podgraft_operator.config import Config
+from podgraft_operator.conflicts import Claim, arbitrate, claim
 from podgraft_operator.events import Recorder
 from podgraft_operator.health import Measurement
 from podgraft_operator.placement import Target
@@ -47,7 +49,8 @@ class Controller:
         self._kube, self._config = kube, config
         self.world = World(config.agent_seconds)
         self._bundles = BundleStore(kube, config, self.world.mark_all)
-        self._gauges = Gauges(config.prometheus_urls.split(","))
+        self._claims: dict[str, dict[str, Claim]] = {}
+        self._gauges = Gauges(config.prometheus_urls)
         self._recorder = Recorder(kube)
         self.alive_at = time.monotonic()
 
@@ -89,7 +92,7 @@ class Controller:
             log.info("removed a bundle that nothing uses", config_map=name)
 
     async def _look(self) -> None:
-        keys, self.world.dirty = sorted(self.world.dirty), set()
+        keys, self.world.dirty = sorted(self.world.dirty, key=self.world.age), set()
         for index, key in enumerate(keys):
             metrics.QUEUE.set(len(keys) - index + len(self.world.dirty))
             try:
@@ -139,10 +142,12 @@ class Controller:
             if (item.live_patch.namespace, item.live_patch.name) == key and item.live_patch.uid != uid
         }
         for ref in refs:
-            self._forget(ref.uid)
+            self._forget(ref)
             await self._advance(Wish(ref, leaving="Revert", max_parallel="100%"), [])
 
-    def _forget(self, uid: str) -> None:
+    def _forget(self, ref: LivePatchRef) -> None:
+        uid = ref.uid
+        self._claims.get(ref.namespace, {}).pop(uid, None)
         self._bundles.forget(uid)
         self._gauges.forget(uid)
 
@@ -160,6 +165,8 @@ class Controller:
         spec, resolved, problem = await self._read(body)
         bundle = resolved.ref if resolved is not None else None
         targets = self._targets(body, spec) if spec is not None else []
+        if spec is not None and resolved is not None:
+            targets = self._arbitrate(body, spec, resolved, before.rollout, targets)
         # Counted for the bundle that is rolled out, also while it is taken back.
         counted = Wish(ref, bundle=bundle, withdrawn=before.rollout.withdrawn if before.rollout else None)
         census = count(counted, targets, self.world.placed(ref.uid))
@@ -219,9 +226,33 @@ class Controller:
         found = (target(pod, spec.containers, started_before) for pod in pods if matches(spec.selector, pod.labels))
         return [one for one in found if one is not None]
 
+    def _arbitrate(
+        self,
+        body: dict[str, Any],
+        spec: LivePatchSpec,
+        resolved: Resolved,
+        memory: RolloutStatus | None,
+        targets: list[Target],
+    ) -> list[Target]:
+        """Mark the pods in which another LivePatch goes first."""
+        reverting = memory is not None and memory.failure is not None and memory.failure.reverting
+        mine = claim(body, spec, resolved, wants=not reverting)
+        namespace = body["metadata"]["namespace"]
+        claims = self._claims.setdefault(namespace, {})
+        claims[mine.uid] = mine
+        alive = [one for one in claims.values() if self._is_there(namespace, one)]
+        return arbitrate(mine, alive, targets, lambda one: self.world.on_pod(one.node, one.pod.uid))
+
+    def _is_there(self, namespace: str, one: Claim) -> bool:
+        body = self.world.live_patches.get((namespace, one.name))
+        return body is not None and body["metadata"]["uid"] == one.uid
+
     async def _leave(self, body: dict[str, Any]) -> None:
         if FINALIZER not in body["metadata"].get("finalizers", []):
             return
+        claims, uid = self._claims.get(body["metadata"]["namespace"], {}), body["metadata"]["uid"]
+        if uid in claims:
+            claims[uid] = replace(claims[uid], wants=False)
         keep = body["spec"].get("deletionPolicy") == "Keep"
         parallel = body["spec"].get("strategy", {}).get("maxParallel", "25%")
         wish = Wish(_ref(body), leaving="Keep" if keep else "Revert", max_parallel=parallel)
@@ -249,7 +280,7 @@ class Controller:
             await self._recorder.post(body, Turn("Warning", reason, "Revert", note))
         elif done.states and not keep:
             await self._recorder.post(body, Turn("Normal", "Reverted", "Revert", "every pod runs its old code again"))
-        self._forget(wish.live_patch.uid)
+        self._forget(wish.live_patch)
         written = await livepatches.set_finalizer(self._kube, body, present=False)
         self.world.see("livepatches", written, watched=False)
         log.info("left", open=len(left))

@@ -1,7 +1,8 @@
 """One pod of a rollout: what it is, what was asked of its agent, what the agent said, and whether that holds a slot."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from podgraft_api.nodepatch import ContainerRef, Desired, Item, ItemReport, Phase, PodRef
 
@@ -24,6 +25,7 @@ class Target:
     containers: tuple[ContainerRef, ...]
     ready: bool = True
     restarts: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
     blocked: str | None = None
 
 

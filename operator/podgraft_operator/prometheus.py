@@ -8,7 +8,7 @@ can reach.
 import asyncio
 import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -37,8 +37,8 @@ class NoAnswer(Exception):
 class Gauges:
     """The last answer for each LivePatch that is being rolled out; asks again when it is old."""
 
-    def __init__(self, allowed: Collection[str]) -> None:
-        self._allowed = frozenset(allowed)
+    def __init__(self, allowed: str) -> None:
+        self._allowed = {one.strip().rstrip("/") for one in allowed.split(",")}
         self._known: dict[str, tuple[Prometheus, Measurement]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._lost: dict[str, int] = {}
@@ -49,7 +49,7 @@ class Gauges:
         if asked != query:
             self.forget(uid)
             last = None
-        if query.url not in self._allowed:
+        if query.url.rstrip("/") not in self._allowed:
             return Measurement(datetime.now(UTC), passed=False, problem=_not_allowed(query.url))
         fresh = last is not None and (datetime.now(UTC) - last.asked_at).total_seconds() < INTERVAL_SECONDS
         if not fresh and uid not in self._tasks:

@@ -145,4 +145,4 @@ def target(pod: Pod, names: tuple[str, ...], started_before: str | None) -> Targ
     down = not chosen(pod, names, None) and any(not names or one in names for one in pod.down)
     if not containers and not down:
         return None
-    return Target(pod.node, pod.ref, containers, ready=pod.ready, restarts=pod.restarts)
+    return Target(pod.node, pod.ref, containers, ready=pod.ready, restarts=pod.restarts, labels=pod.labels)

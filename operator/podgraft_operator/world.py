@@ -113,6 +113,20 @@ class World:
                     silent.add(name)
         return silent
 
+    def on_pod(self, node: str, pod_uid: str) -> Iterator[Placed]:
+        """Yield the items of all LivePatches for one pod, with the reports that answer them."""
+        known = self.nodes.get(node)
+        status = known.parsed.status if known is not None else None
+        reports = {(one.id, one.version): one for one in status.items} if status is not None else {}
+        for item in known.items if known is not None else ():
+            if item.pod.uid == pod_uid:
+                yield Placed(node, item, reports.get((item.id, item.version)))
+
+    def age(self, key: Key) -> tuple[str, Key]:
+        """Return what sorts LivePatches by age: the older one is looked at first, for it may have the older right."""
+        body = self.live_patches.get(key)
+        return (body["metadata"]["creationTimestamp"] if body is not None else "", key)
+
     def mark(self, key: Key) -> None:
         """Ask for a look at a LivePatch."""
         self.dirty.add(key)

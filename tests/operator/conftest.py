@@ -37,11 +37,20 @@ def trust_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_trust(tmp_path_factory.mktemp("trust"), KEY, NEXT_KEY)
 
 
+@pytest.fixture(scope="session")
+def prometheus_url() -> str:
+    """The one Prometheus server that operators may ask; a test that needs it starts it."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
 @pytest.fixture(scope="module")
-def start_operator(operator_config: Path, trust_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start_operator(
+    operator_config: Path, trust_dir: Path, prometheus_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
     """Return a function that runs an operator while its block lasts."""
     log = tmp_path_factory.mktemp("operator") / "operator.log"
     environment = os.environ | {
+        "PODGRAFT_PROMETHEUS_URLS": prometheus_url,
         "KUBECONFIG": str(operator_config),
         "PODGRAFT_NAMESPACE": SYSTEM,
         "PODGRAFT_AGENT_SECONDS": "6",

@@ -89,19 +89,25 @@ class Cluster:
         self.api.create(self.path("pods"), {"metadata": meta, "spec": spec})
         return self.run_containers(name)
 
-    def run_containers(self, name: str) -> Json:
-        """Give the containers of a pod new ids, as a restart does."""
+    def run_containers(self, name: str, restarts: int = 0) -> Json:
+        """Give the containers of a pod new ids, as a restart does, and let the pod be ready."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         statuses = [
             {
                 "name": one,
                 "containerID": f"containerd://{uuid.uuid4().hex * 2}",
                 "state": {"running": {"startedAt": now}},
-                "ready": True, "restartCount": 0, "image": "x", "imageID": "x",
+                "ready": True, "restartCount": restarts, "image": "x", "imageID": "x",
             }
             for one in ("redis", "load")
         ]  # fmt: skip
         status = {"phase": "Running", "containerStatuses": statuses}
+        self.pods[name] = self.api.patch(self.path("pods", name) + "/status", {"status": status})
+        return self.set_ready(name)
+
+    def set_ready(self, name: str, truth: str = "True") -> Json:
+        """Say, as the kubelet would, whether a pod's readiness probes pass."""
+        status = {"conditions": [{"type": "Ready", "status": truth}]}
         self.pods[name] = self.api.patch(self.path("pods", name) + "/status", {"status": status})
         return self.pods[name]
 
@@ -119,6 +125,14 @@ class Cluster:
         } | spec
         body = {"apiVersion": "podgraft.dev/v1alpha1", "kind": "LivePatch", "metadata": {"name": name}}
         return self.api.create(self.path("livepatches"), body | {"spec": whole})
+
+    def edit(self, name: str = "lp", **spec: Any) -> Json:
+        """Change the spec of a LivePatch."""
+        return self.api.patch(self.path("livepatches", name), {"spec": spec})
+
+    def annotate(self, key: str, value: str, name: str = "lp") -> Json:
+        """Ask for something by annotation, as the kubectl plugin does."""
+        return self.api.patch(self.path("livepatches", name), {"metadata": {"annotations": {key: value}}})
 
     def live_patch(self, name: str = "lp") -> Json:
         return self.api.get(self.path("livepatches", name))
