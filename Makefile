@@ -97,6 +97,10 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
 	@$(BIN)/python bench/gaps.py
 
+.PHONY: sites
+sites: install ## What share of the functions of common servers and libraries can be patched; writes docs/sites.md
+	@$(BIN)/python -m podgraft_engine.survey --write docs/sites.md $$($(PYTHON) -m hack.programs)
+
 .PHONY: asm
 asm: ## Assemble the engine's block anew from its source
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o

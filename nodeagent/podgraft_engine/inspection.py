@@ -4,6 +4,7 @@
 import hashlib
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -23,7 +24,7 @@ from podgraft_engine.patched.state import PatchRecord, State, read_state
 from podgraft_engine.target.layout import PAGE, trampoline_room
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
-from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
+from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Mapping, Process
 
 _OLDEST_KERNEL: Final = (5, 13)
 
@@ -84,10 +85,10 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         return findings
     # A retired patch keeps its holes: its stubs are there for the next time.
     others = [p for p in _patches(target) if p.digest != bundle.digest]
-    holes = Holes(findings.module, target.memory, _claimed(others))
+    around = _Surroundings(target, findings.module, _claimed(others))
     for function in bundle.manifest.functions:
         try:
-            findings.sites.append(_site_of(target, findings.module, function, holes))
+            findings.sites.append(_site_of(target, findings.module, function, around))
         except Refusal as refusal:
             findings.problems.append(refusal)
     if points or bundle.manifest.points:
@@ -222,40 +223,55 @@ def _has_shadow_stack(process: Process) -> bool:
 
 
 class _Surroundings:
-    """What the site ladder asks of the process."""
+    """What the site ladder asks of the process: read once for all functions of a bundle."""
 
-    def __init__(self, target: Target, holes: Holes) -> None:
-        self._target = target
+    def __init__(self, target: Target, module: Module, used: set[int]) -> None:
         self._memory = target.memory
         self._maps = target.process.maps()
-        self._holes = holes
+        self._taken = list(self._maps)
+        self._starts = [m.start for m in self._maps]
+        self._ours = {p.live for p in target.state.document.pages} if target.state else set()
+        self._holes = Holes(module, target.memory, used)
         self.shadow_stack = _has_shadow_stack(target.process)
-        self.padding = holes.behind
-        self.is_free = holes.is_free
+        self.padding, self.is_free = self._holes.behind, self._holes.is_free
 
     def holes(self, origin: int, size: int) -> Iterator[int]:
         """Leave out what lies on pages that others have changed: the site itself may not."""
-        return (h for h in self._holes.near(origin, size) if not _changed_by_others(self._target, h // PAGE * PAGE))
+        return (hole for hole in self._holes.near(origin, size) if not self.is_foreign(hole // PAGE * PAGE))
 
     def has_room(self, pun: Pun) -> bool:
-        return trampoline_room(self._maps, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+        return trampoline_room(self._taken, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+
+    def take(self, site: Site) -> None:
+        """Let no other site of the bundle have what this one needs."""
+        for claim in site.claims():
+            self._holes.take(*claim)
+        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
+        if room:
+            page = room // PAGE * PAGE
+            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
 
     def read(self, address: int, size: int) -> bytes | None:
-        mapped = any(m.start <= address and address + size <= m.end and "r" in m.perms for m in self._maps)
+        mapping = self._maps[bisect_right(self._starts, address) - 1]
+        mapped = mapping.start <= address and address + size <= mapping.end and "r" in mapping.perms
         return self._memory.read(address, size) if mapped else None
 
+    def is_foreign(self, page: int) -> bool:
+        """Tell whether somebody else has changed a page."""
+        return page not in self._ours and self._memory.anonymous(page)
 
-def _site_of(target: Target, module: Module, function: ReplacedFunction, holes: Holes) -> Site:
+
+def _site_of(target: Target, module: Module, function: ReplacedFunction, around: _Surroundings) -> Site:
     code = _read_checked(target, module, function.entry)
     parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
     start = module.bias + function.entry.offset
-    site = choose_site(function.entry.symbol, start, code, parts, _Surroundings(target, holes))
+    site = choose_site(function.entry.symbol, start, code, parts, around)
     for at, size in site.claims():
         for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
-            if _changed_by_others(target, page):
+            if around.is_foreign(page):
                 detail = f"page {page:#x} of {site.function} is no longer the file's"
                 raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
-        holes.take(at, size)
+    around.take(site)
     return site
 
 
@@ -267,8 +283,3 @@ def _read_checked(target: Target, module: Module, old: Range) -> bytes:
     if hashlib.sha256(code).hexdigest() != old.sha256:
         raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} at {address:#x} differs from the code in the bundle")
     return code
-
-
-def _changed_by_others(target: Target, page: int) -> bool:
-    ours = {p.live for p in target.state.document.pages} if target.state else set()
-    return page not in ours and target.memory.anonymous(page)
