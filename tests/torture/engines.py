@@ -1,5 +1,6 @@
 """Engines by the hundred: each is a fork of this process, which has imported it, so that a start costs milliseconds."""
 
+import faulthandler
 import io
 import json
 import os
@@ -74,7 +75,7 @@ class Engine:
             if pid == 0 and time.monotonic() > until:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
-                raise TimeoutError(f"an engine did not end within {PATIENCE_S} s")
+                raise TimeoutError(f"an engine did not end within {PATIENCE_S} s: {self._read(self._err)}")
         said = [self._read(fd) for fd in (self._out, self._err)]
         reached = [steps.Step(number) for number in self._trace.read_bytes()]
         self._trace.unlink()
@@ -98,6 +99,7 @@ class Engine:
             sys.stdin = io.TextIOWrapper(io.BytesIO(request))
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+            faulthandler.dump_traceback_later(PATIENCE_S / 2, file=sys.stderr)
             steps.watch(stop_at, str(self._trace))
             main()
         except SystemExit as end:
