@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
     if not explicit:
         environment["SUNPRO_DEPENDENCIES"] = f"{own} object"
-    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()], env=environment)
+    code = subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"])], env=environment)
     if code == 0 and output.is_file():
         if explicit:
             own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
@@ -131,7 +132,7 @@ def link(compiler: str, name: str, arguments: list[str]) -> int:
             if code != 0:
                 return code
             arguments = [str(made) if word == source else word for word in arguments]
-    flags = os.environ["PODGRAFT_FLAGS"].split()
+    flags = shlex.split(os.environ["PODGRAFT_FLAGS"])
     code = subprocess.call([compiler, *arguments, *flags, f"-Wl,-Map={store / token}.map"])
     if code == 0:
         record(store, kind="link", cwd=str(Path.cwd()), output=str(output), map=f"{store / token}.map")
@@ -162,7 +163,7 @@ def main() -> int:
     if "-c" not in seen:
         return link(compiler, name, arguments)
     if len(files) != 1:
-        return subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()])
+        return subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"])])
     output = Path(option(seen, "-o") or Path(files[0]).with_suffix(".o").name)
     return compile_one(compiler, name, arguments, files[0], output)
 
