@@ -4,12 +4,13 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.compare import Comparison
+from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.lines import C_LIKE
 from podgraft_builder.match import Proof
@@ -19,13 +20,14 @@ from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
-from podgraft_builder.verdict import Hazard, Verdict
+from podgraft_builder.verdict import Verdict
 from podgraft_builder.workspace import Workspace
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, ReplacedFunction
 
 Progress = Callable[[str], None]
+Show = Callable[[Explanation], None]
 
 
 @dataclass(frozen=True)
@@ -46,28 +48,30 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What was built: the bundle, the binary it is for and how that was chosen, and a row for each function."""
+    """What was built: the bundle, the binary it is for and how that was chosen, and why it is as it is."""
 
     bundle: Bundle
     running: Path
     chosen: str
-    functions: list[dict[str, str | int]] = field(default_factory=list)
-    hazards: list[Hazard] = field(default_factory=list)
+    explanation: Explanation
 
 
-def build(options: Options, progress: Progress) -> Outcome:
-    """Build a bundle. Raises Refusal with the reason of the first thing that cannot be patched safely."""
+def build(options: Options, progress: Progress, show: Show = lambda _: None) -> Outcome:
+    """Build a bundle. Raises Refusal with the reason of the first thing that cannot be patched safely.
+
+    show gets the explanation as soon as the builds could be compared, also where they are refused afterwards.
+    """
     if not (options.source.is_dir() and options.patch.is_file()):
         missing = options.patch if options.source.is_dir() else options.source
         raise Refusal(Reason.PATCH_DOES_NOT_APPLY, f"{missing} is not there", "check --source and --patch")
     space = Workspace.create(options.source, options.command)
     try:
-        return _build_in(space, options, progress)
+        return _build_in(space, options, progress, show)
     finally:
         space.remove()
 
 
-def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome:
+def _build_in(space: Workspace, options: Options, progress: Progress, show: Show) -> Outcome:
     space.copy_tree()
     space.apply_patch(options.patch)  # a patch that does not apply must not cost two builds
     path, chosen = _running_binary(space, options, progress)
@@ -76,9 +80,23 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
     verdict = Verdict(options.allow)
     pairs = _two_builds(space, options, progress, verdict)
     comparisons = compare_pairs(pairs)
-    check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
-    verdict.settle()
-    _require_change(comparisons)
+    try:
+        check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+        verdict.settle()
+        _require_change(comparisons)
+        bundle = _bundle(comparisons, running, verdict, options, progress)
+    except Refusal as refusal:
+        show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
+        raise
+    explanation = Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards))
+    show(explanation)
+    return Outcome(bundle, path, chosen, explanation)
+
+
+def _bundle(
+    comparisons: dict[str, Comparison], running: RunningBinary, verdict: Verdict, options: Options, progress: Progress
+) -> Bundle:
+    """Prove that the running binary is what was built, and write the bundle."""
     proofs = _prove(comparisons, running, progress)
     _merge_copies(comparisons, proofs)
     assembly = Assembly(comparisons, References(running, proofs))
@@ -93,8 +111,7 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
         references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
-    bundle = write_bundle(manifest, data, options.output)
-    return Outcome(bundle, path, chosen, rows(comparisons), verdict.hazards)
+    return write_bundle(manifest, data, options.output)
 
 
 def _running_binary(space: Workspace, options: Options, progress: Progress) -> tuple[Path, str]:
@@ -272,25 +289,6 @@ def _range(proof: Proof, function: Function, running: RunningBinary) -> Range:
         raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{function.name} has no bytes in {running.path}")
     digest = hashlib.sha256(data).hexdigest()
     return Range(symbol=function.name, offset=named.address, size=named.size, sha256=digest)
-
-
-def rows(comparisons: dict[str, Comparison]) -> list[dict[str, str | int]]:
-    """Return a row per changed function: object, function, why, size old and new in bytes."""
-    return [
-        {
-            "object": label,
-            "function": unit.name,
-            "why": unit.why,
-            "old_size": _size(unit.old, unit.old_parts),
-            "new_size": _size(unit.new, unit.new_parts),
-        }
-        for label, comparison in sorted(comparisons.items())
-        for unit in sorted(comparison.changed.values(), key=lambda c: c.name)
-    ]
-
-
-def _size(function: Function, parts: tuple[Function, ...]) -> int:
-    return function.size + sum(part.size for part in parts)
 
 
 def _default_name(patch: Path) -> str:

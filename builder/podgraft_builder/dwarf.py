@@ -70,7 +70,7 @@ class Debug:
 
 def read_debug(data: bytes) -> Debug:
     """Read the types and signatures at file scope of an object; types inside functions are left out."""
-    elf = ELFFile(io.BytesIO(_without_tls(data)))
+    elf = ELFFile(io.BytesIO(without_tls(data)))
     debug = Debug(present=elf.get_section_by_name(".debug_info") is not None)
     if not debug.present:
         return debug
@@ -86,7 +86,7 @@ def read_debug(data: bytes) -> Debug:
     return debug
 
 
-def _without_tls(data: bytes) -> bytes:
+def without_tls(data: bytes) -> bytes:
     """Blank the relocations of thread-local variables in .debug_info, which pyelftools cannot apply."""
     section = ELFFile(io.BytesIO(data)).get_section_by_name(".rela.debug_info")
     if section is None:
@@ -230,7 +230,7 @@ def static_lines(data: bytes) -> dict[tuple[int, int], int]:
 
 def _statics(data: bytes) -> Iterator[tuple[tuple[int, int], str, DIE]]:
     """Yield place, function and entry of each static variable inside a function."""
-    elf = ELFFile(io.BytesIO(_without_tls(data)))
+    elf = ELFFile(io.BytesIO(without_tls(data)))
     table, relocations = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".rela.debug_info")
     if not isinstance(table, SymbolTableSection) or not isinstance(relocations, RelocationSection):
         return

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -130,7 +131,8 @@ class Workspace:
                 check=False,
             )
             if result.returncode != 0:
-                raise Refusal(Reason.BUILD_FAILED, f"{item.source}: " + result.stderr.decode(errors="replace")[-2000:])
+                tail = result.stderr.decode(errors="replace").strip().splitlines()[-_TAIL:]
+                raise Refusal(Reason.BUILD_FAILED, f"{item.source}:\n" + "\n".join(tail))
         return read_log(store)
 
     def apply_patch(self, patch: Path) -> list[Path]:
@@ -144,7 +146,10 @@ class Workspace:
         )
         if result.returncode != 0 or not names:
             said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-_TAIL:]
-            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, "\n".join(said) or f"{patch} changes no file")
+            applied = any("previously applied" in line for line in said)  # what GNU patch says
+            hint = "the tree has the fix already; give the tree that the running binary was built from"
+            detail = "\n".join(said) or f"{patch} changes no file"
+            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, detail, hint if applied else None)
         for name in names:
             before, after = self.source / name, self.tree / name
             if after.suffix in C_LIKE and before.is_file() and after.is_file():
@@ -158,7 +163,7 @@ class Workspace:
             PATH=f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             PODGRAFT_BIN=str(bin_),
             PODGRAFT_STORE=str(store),
-            PODGRAFT_FLAGS=f"{flags} -ffile-prefix-map={self.tree}={self.source}".strip(),
+            PODGRAFT_FLAGS=shlex.join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}"]),
             LC_ALL="C",
         )
         if "CCACHE_NODISABLE" not in environment:  # a cache is used where the user asks for it

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
     # Not by DEPENDENCIES_OUTPUT, which ccache does not know and which leaves out the headers of -isystem folders.
     rule = [] if explicit else ["-MD", "-MF", str(own), "-MT", "object"]
-    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split(), *rule])
+    code = subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"]), *rule])
     if code == 0 and output.is_file():
         if explicit:
             own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
@@ -130,7 +131,7 @@ def link(compiler: str, name: str, arguments: list[str]) -> int:
             if code != 0:
                 return code
             arguments = [str(made) if word == source else word for word in arguments]
-    flags = os.environ["PODGRAFT_FLAGS"].split()
+    flags = shlex.split(os.environ["PODGRAFT_FLAGS"])
     code = subprocess.call([compiler, *arguments, *flags, f"-Wl,-Map={store / token}.map"])
     if code == 0:
         record(store, kind="link", cwd=str(Path.cwd()), output=str(output), map=f"{store / token}.map")
@@ -161,7 +162,7 @@ def main() -> int:
     if "-c" not in seen:
         return link(compiler, name, arguments)
     if len(files) != 1:
-        return subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()])
+        return subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"])])
     output = Path(option(seen, "-o") or Path(files[0]).with_suffix(".o").name)
     return compile_one(compiler, name, arguments, files[0], output)
 

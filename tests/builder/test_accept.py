@@ -262,6 +262,18 @@ def test_same_input_same_bytes(project: Any) -> None:
     assert b"cache" not in first.object
 
 
+def test_same_input_in_another_folder_same_bytes(project: Any, tmp_path: Path) -> None:
+    """Where the tree lies does not show in the bundle."""
+    files = {"main.c": MAIN, "lib.c": "#include <assert.h>\nint work(int a) { assert(a); return a; }\n"}
+    new = {"lib.c": "#include <assert.h>\nint work(int a) { assert(a > 0); return a + 1; }\n"}
+    project.build(files, new)
+    first = (project.folder / "out.graft").read_bytes()
+    project.folder = tmp_path / "another, longer place"
+    project.folder.mkdir()
+    project.build(files, new)
+    assert (project.folder / "out.graft").read_bytes() == first
+
+
 def test_patched_file_that_make_forgets(project: Any) -> None:
     """An object that the build command does not look at again is compiled again all the same."""
     project.command = "test -f lib.a || { gcc -O2 -fPIE -c lib.c && ar rc lib.a lib.o; }; gcc -pie -o prog main.o lib.a"

@@ -388,6 +388,6 @@ def test_other_locks_are_a_warning(project: Any, new: str, *, warned: bool) -> N
     """New code that takes other locks than the old is named, and not refused."""
     text = "#include <pthread.h>\npthread_mutex_t m;\nint n;\nint work(int a) { @ return a; }\n"
     old, after = halves(text, "n++;", new)
-    hazards = project.build({"main.c": MAIN, **old}, after).hazards
+    hazards = project.build({"main.c": MAIN, **old}, after).explanation.hazards
     assert [(h.reason, h.state) for h in hazards] == ([(Reason.LOCK_IMBALANCE, "warning")] if warned else [])
     assert all("pthread_mutex_lock 0 -> 1" in h.detail for h in hazards)

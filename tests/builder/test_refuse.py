@@ -224,6 +224,18 @@ def test_patch_does_not_apply(project: Any) -> None:
     assert "lib.c" in error.detail
 
 
+def test_tree_that_has_the_fix_already(project: Any) -> None:
+    """A dirty tree to which the patch was applied before is told so."""
+    old, new = pair("int work(int a) { return a @ 2; }\n", "+", "*")
+    project._write({"main.c": MAIN, **old}, new)
+    patch = (project.folder / "fix.patch").read_text()
+    project._write = lambda _old, _new: (project.folder / "fix.patch").write_text(patch)
+    (project.folder / "a" / "lib.c").write_text(new["lib.c"])
+    error = refused(project, old, new)
+    assert error.reason is Reason.PATCH_DOES_NOT_APPLY
+    assert "has the fix already" in error.hint
+
+
 def test_build_that_fails_shows_the_compiler(project: Any) -> None:
     """The last lines of the compiler are part of the error."""
     error = refused(project, *pair("int work(int a) { return a @ ; }\n", "+ 1", "+ nosuchname"))
