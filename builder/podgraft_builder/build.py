@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -163,6 +163,8 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     _require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
+    for text in _left_out(space.tree, patched, [*old, *new], records, fresh):
+        progress(text)
     remade = _remade(forgotten, fresh)
     after = other_modules([*records, *fresh], binary, space.tree)
     check_modules(modules, after, remade, space.tree, verdict)
@@ -206,6 +208,24 @@ def _require_seen(patched: set[str], old: list[Input], records: list[Record]) ->
             f" ({foreign[0].path.name} {member})",
             "start from a clean source tree (make distclean) and name the binary with --running",
         )
+
+
+def _left_out(
+    tree: Path, patched: set[str], linked: list[Input], records: list[Record], fresh: list[Record]
+) -> Iterator[str]:
+    """Tell what of the patch the bundle cannot hold: sources that nobody compiled, code of other programs."""
+    tree = tree.resolve()
+    known = {r.output: content_hash(r.copy.read_bytes()) for r in _last(records)}
+    compiled = [r for r in (*records, *fresh) if r.kind == "compile"]
+    seen = {name for r in compiled for name in r.depends}
+    for name in sorted(name for name in patched - seen if Path(name).suffix in C_LIKE):
+        yield f"not in the bundle: {Path(name).relative_to(tree)} is patched, but the build does not compile it"
+    taken = {content_hash(item.data) for item in linked}
+    for record in _last(fresh):
+        made = content_hash(record.copy.read_bytes())
+        if made != known.get(record.output) and made not in taken:
+            place = record.output.relative_to(tree) if record.output.is_relative_to(tree) else record.output
+            yield f"not in the bundle: {place} changes, but is no part of this binary"
 
 
 def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:

@@ -15,14 +15,16 @@ from hack.tools import REPOSITORY, ToolFailedError, digest_of, step
 
 DEADLINE = "30s"
 OBSERVE_SECONDS = 120
+# The helper leaves when the engine gets no processor for two seconds; "try again" is the advice for these reasons.
+AGAIN, TRIES = {"HelperUnreachable", "NoCarrier"}, 4
 
 
 @dataclass
 class Applied:
     """What happened to the processes of one server.
 
-    done and total count processes; problems: what was refused or failed, empty when all went well; answers: what
-    observe.py saw before, patched and reverted.
+    done and total count processes; again: further tries that were needed; problems: what was refused or failed, empty
+    when all went well; answers: what observe.py saw before, patched and reverted.
     """
 
     total: int = 0
@@ -30,6 +32,7 @@ class Applied:
     reverted: int = 0
     threads: int = 0
     held_us: float = 0.0
+    again: int = 0
     problems: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
@@ -93,8 +96,12 @@ def _transition(result: Applied, pid: int, verb: str, what: str) -> bool:
         for event in _podgraft("check", f"--pid={pid}", what):
             for problem in event.get("problems", []):
                 result.problems.append(f"check: {problem['reason']}: {problem['detail']}")
-    events = _podgraft(verb, f"--pid={pid}", f"--deadline={DEADLINE}", what)
-    last = events[-1] if events else {"event": "failed", "reason": "InternalError", "detail": "the engine said nothing"}
+    for number in range(TRIES):
+        events = _podgraft(verb, f"--pid={pid}", f"--deadline={DEADLINE}", what)
+        last = events[-1]
+        if last.get("reason") not in AGAIN:
+            break
+        result.again += number + 1 < TRIES
     result.held_us = max([result.held_us, *(float(e.get("held_us") or 0) for e in events)])
     if last["event"] in {"finalized", "reverted"}:
         if verb == "apply":
@@ -111,7 +118,8 @@ def _waiting(events: list[dict[str, Any]]) -> str:
 
 def _podgraft(*words: str) -> list[dict[str, Any]]:
     result = subprocess.run([PODGRAFT, *words, "--json"], capture_output=True, text=True, check=False)
-    return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return events or [{"event": "failed", "reason": "InternalError", "detail": result.stderr[-300:]}]
 
 
 def _observe(corpus: Corpus, ground: Ground, result: Applied) -> None:

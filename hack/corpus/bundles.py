@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from dataclasses import asdict, dataclass
@@ -112,19 +113,38 @@ def _podgraft_build(ground: Ground, tree: Path, fix: Path) -> Built:
     words += [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
     ground.bundle.unlink(missing_ok=True)
     began = time.monotonic()
-    result = subprocess.run(words, env=_environment(), capture_output=True, text=True, check=False)
+    code, out, err = _run_whole(words)
     seconds = round(time.monotonic() - began, 1)
-    (ground.home / "build.log").write_text(result.stdout + result.stderr)
-    if result.returncode == 0:
-        told = json.loads(result.stdout)
+    (ground.home / "build.log").write_text(out + err)
+    if code == 0:
+        told = json.loads(out)
         functions = [str(row["function"]) for row in told["functions"]]
         return Built("bundle", "", "", functions, _overruled(ground.bundle), told["digest"], seconds)
-    verdict = "refused" if result.returncode == REFUSED else "failed"
+    verdict = "refused" if code == REFUSED else "failed"
     try:
-        told = json.loads(result.stdout)
+        told = json.loads(out)
     except ValueError:  # no word of the builder's own: a traceback
-        return Built("failed", "InternalError", result.stderr[-600:], [], [], "", seconds)
+        return Built("failed", "InternalError", err[-600:], [], [], "", seconds)
     return Built(verdict, told["reason"], told["detail"], [], [], "", seconds)
+
+
+def _run_whole(words: list[str]) -> tuple[int, str, str]:
+    """Run a command; when we are ended, the compilers that it started end, too."""
+    with subprocess.Popen(
+        words,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        try:
+            out, err = child.communicate()
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    return child.returncode, out, err
 
 
 def _overruled(bundle: Path) -> list[str]:

@@ -48,7 +48,7 @@ def _redis(_corpus: Path, folder: Path, tree: Path, case: str) -> list[str]:
 
 
 def _redis_load(_folder: Path, case: str) -> list[str]:
-    options = ["-h", "127.0.0.1", "-p", "6379", "-c", "20", "-n", "100000000", "-P", "8", "-t", "set"]
+    options = ["-h", "127.0.0.1", "-p", "6379", "-c", "10", "-n", "100000000", "-t", "set"]
     return ["redis-benchmark", *options, *_password(case, "-a")]
 
 
@@ -66,7 +66,7 @@ def _nginx(corpus: Path, folder: Path, tree: Path, _case: str) -> list[str]:
 
 
 def _nginx_load(_folder: Path, _case: str) -> list[str]:
-    return ["wrk", "-t1", "-c20", f"-d{LOAD_SECONDS}s", "http://127.0.0.1:8080/"]
+    return ["wrk", "-t1", "-c10", f"-d{LOAD_SECONDS}s", "http://127.0.0.1:8080/"]
 
 
 def _unbound(corpus: Path, folder: Path, tree: Path, _case: str) -> list[str]:
@@ -76,7 +76,7 @@ def _unbound(corpus: Path, folder: Path, tree: Path, _case: str) -> list[str]:
 
 def _unbound_load(folder: Path, _case: str) -> list[str]:
     (folder / "queries").write_text("one.corpus.test A\ntwo.corpus.test A\n")
-    options = ["-s", "127.0.0.1", "-p", "5301", "-d", "queries", "-c", "8", "-T", "1", "-Q", "5000", "-l", LOAD_SECONDS]
+    options = ["-s", "127.0.0.1", "-p", "5301", "-d", "queries", "-c", "8", "-T", "1", "-Q", "2000", "-l", LOAD_SECONDS]
     return ["dnsperf", *options]
 
 

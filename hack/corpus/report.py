@@ -20,7 +20,7 @@ signature, an inline function or a macro; D: an existing type or global. "Expect
 builder.
 
 * **applied**: processes that were patched and reverted under load, of those of the server; in brackets the threads and
-  the longest time that one thread was held
+  the longest time that one thread was held; "again": tries after the engine lost its helper for want of a processor
 * **observed**: does a request that tells old code from new get another answer in the patched program, and the old one
   after the revert? `-`: no such request is known
 * **seconds**: all of `podgraft build`, on two busy cores with ccache
@@ -94,7 +94,8 @@ def _applied(applied: Applied | None) -> str:
     if applied is None:
         return "-"
     word = "" if applied.under_load else "**no**: "
-    return f"{word}{applied.done}/{applied.total} ({applied.threads}, {applied.held_us:.0f} µs)"
+    again = f", {applied.again} again" if applied.again else ""
+    return f"{word}{applied.done}/{applied.total} ({applied.threads}, {applied.held_us:.0f} µs{again})"
 
 
 def _reasons(rows: list[Row]) -> Iterator[str]:

@@ -37,11 +37,12 @@ def server(corpus: Corpus, ground: Ground, folder: Path) -> Iterator[subprocess.
 def load(ground: Ground, folder: Path) -> Iterator[Path]:
     """Start the load generator; the file that is yielded holds what it wrote once the block has ended."""
     said = folder / "load.log"
-    command = ground.program.load(folder, ground.case.name)
+    # The engine must get a processor, on whatever machine this is.
+    command = ["nice", "-n", "19", *ground.program.load(folder, ground.case.name)]
     with said.open("wb") as out, _child(command, folder, out, signal.SIGINT) as child:
         time.sleep(1.0)
         if child.poll() is not None:
-            raise ToolFailedError(f"{command[0]} ended at once: {said.read_text()[-300:]}")
+            raise ToolFailedError(f"{command[3]} ended at once: {said.read_text()[-300:]}")
         yield said
 
 

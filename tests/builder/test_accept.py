@@ -351,3 +351,23 @@ def test_header_of_the_tree_that_counts_as_system_header(project: Any, flags: st
     header = "static inline int in(int a) { return a * %s; }\n"
     files = {"main.c": MAIN, "inc/in.h": header % 3, "lib.c": "#include <in.h>\nint work(int a) { return in(a); }\n"}
     assert names(project.build(files, {"inc/in.h": header % 5})) == ["work"]
+
+
+def test_what_the_bundle_leaves_out_is_told(project: Any) -> None:
+    """A patch may hold more than one binary can take: other programs, and sources that the build does not compile."""
+    project.command = "make"
+    old = {
+        "Makefile": "all: prog other\nprog: main.c work.c\n\tgcc -O2 -fPIE -pie -o $@ $^\n"
+        "other: other.o\n\tgcc -o $@ $^\n%.o: %.c\n\tgcc -O2 -c $<\n",
+        "main.c": "int work(int);\nint main(int c, char **v) { (void)v; return work(c); }\n",
+        "work.c": "int work(int a) { return a + 1; }\n",
+        "other.c": "int main(void) { return 1; }\n",
+        "unused.c": "int unused(void) { return 1; }\n",
+    }
+    new = {name: old[name].replace("1", "2") for name in ("work.c", "other.c", "unused.c")}
+    project.build(old, new)
+    told = [text for text in project.log if text.startswith("not in the bundle")]
+    assert told == [
+        "not in the bundle: unused.c is patched, but the build does not compile it",
+        "not in the bundle: other.o changes, but is no part of this binary",
+    ]
