@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from kubernetes.aio import config as kube_config
@@ -44,11 +44,10 @@ class Placed:
 
 @dataclass
 class Access:
-    """A connection, the namespace that is meant, and what we were not allowed to read."""
+    """A connection, and the namespace that is meant."""
 
     kube: Kube
     namespace: str
-    denied: set[str] = field(default_factory=set)
 
     @classmethod
     async def open(cls, *, namespace: str | None, context: str | None, kubeconfig: str | None) -> Self:
@@ -81,11 +80,11 @@ class Access:
         """List pods, those that a LivePatch selects or all; None without the right to."""
         query = {"labelSelector": selector_text(LabelSelector.model_validate(selector))} if selector else {}
         path = f"/api/v1/namespaces/{namespace}/pods" if namespace else "/api/v1/pods"
-        return await self._allowed("pods", path, query)
+        return await self._allowed(path, query)
 
     async def placed(self) -> list[Placed] | None:
         """Return all items of all nodes with their answers; None without the right to read NodePatches."""
-        bodies = await self._allowed("nodepatches", f"{GROUP}/{NODE_PATCHES}", {})
+        bodies = await self._allowed(f"{GROUP}/{NODE_PATCHES}", {})
         return None if bodies is None else [one for body in bodies for one in placed_of(body)]
 
     async def listed(self, path: str, **query: str) -> list[Json]:
@@ -100,13 +99,12 @@ class Access:
                 return found
             following = {"continue": token}
 
-    async def _allowed(self, what: str, path: str, query: dict[str, str]) -> list[Json] | None:
+    async def _allowed(self, path: str, query: dict[str, str]) -> list[Json] | None:
         try:
             return await self.listed(path, **query)
         except ApiError as error:
             if error.status != 403:
                 raise
-            self.denied.add(what)
             return None
 
 

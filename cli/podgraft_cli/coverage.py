@@ -71,17 +71,18 @@ def coverage(cve: str, views: Sequence[PatchView], pods: Sequence[Json] | None, 
 
 def _counted(views: Iterable[PatchView]) -> tuple[int, int]:
     """Return how many pods are fixed, and how many are not though they run the build or may run it."""
+    fixed: set[tuple[str, str]] = set()
+    open_: set[tuple[str, str]] = set()
     patched = left = 0
     for view in views:
         if view.pods is None:
             patched += view.counts.patched
             left += view.counts.pending + view.counts.failed
-            continue
         # Not the counts of the status: pods that started later and are left alone (repatch: false) are not in them.
-        done = sum(_fixed(one) for one in view.pods)
-        patched += done
-        left += len(view.pods) - done - sum(one.phase == DOES_NOT_APPLY for one in view.pods)
-    return patched, left
+        for pod in view.pods or ():
+            if pod.phase != DOES_NOT_APPLY:
+                (fixed if _fixed(pod) else open_).add((view.namespace, pod.pod))
+    return patched + len(fixed - open_), left + len(open_)
 
 
 def _fixed(pod: PodView) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import structlog
 import typer
 from kubernetes.aio.config import ConfigException
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console, RenderableType
 from rich.live import Live
 
@@ -57,6 +57,8 @@ def main() -> None:
         app()
     except ApiError as error:
         _fail(error.message or str(error))
+    except ValidationError as error:
+        _fail(f"the cluster holds what this version does not understand: {error.errors(include_url=False)[0]['msg']}")
     except (ConfigException, OSError, *UNAVAILABLE) as error:
         _fail(f"{type(error).__name__}: {error}" if not str(error) else str(error))
 
@@ -185,8 +187,9 @@ def revert(
         where = f"{access.namespace}/{name}"
         _ask(f"Revert LivePatch {where} in {_patched(body)} pods, and delete it?", yes=yes)
         path, uid = access.live_patch_path(name), body["metadata"]["uid"]
-        # With Keep the deletion would leave the new code where it is. The uid: a namesake was not asked about.
-        await access.kube.patch(path, {"metadata": {"uid": uid}, "spec": {"deletionPolicy": "Revert"}})
+        if body["spec"].get("deletionPolicy") == "Keep":
+            # The deletion would leave the new code where it is. The uid: a namesake was not asked about.
+            await access.kube.patch(path, {"metadata": {"uid": uid}, "spec": {"deletionPolicy": "Revert"}})
         await access.kube.delete(path, {"preconditions": {"uid": uid}})
         if wait and not await until_gone(access, name, seconds(timeout)):
             _say(where, "is still being reverted: kubectl podgraft status shows what is left", json=json)

@@ -107,7 +107,8 @@ def pod_view(placed: Placed, pod: Json | None) -> PodView:
         message=message or (None if report is not None else "the node's agent has not answered yet"),
         hint=hint(reason, message),
         containers=names,
-        images=images(pod, names),
+        # Where processes were found, their containers' images; else those of all that were asked for.
+        images=images(pod, ({one.container for one in report.processes} if report is not None else set()) or names),
         threads_total=report.threads_total if report is not None else 0,
         threads_migrated=report.threads_migrated if report is not None else 0,
         max_held_microseconds=report.max_held_microseconds if report is not None else 0.0,

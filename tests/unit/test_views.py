@@ -150,6 +150,9 @@ def test_everywhere_means_everywhere() -> None:
         found = coverage(CVE, views, cluster, unread)
         assert not found.everywhere, name
         assert found.answer in text(coverage_report(found))
+    twice = coverage(CVE, [both, both.model_copy(update={"name": "again"})], pods, [])
+    assert "in all 2 pods" in twice.answer, "a pod of two LivePatches is one pod"
+    assert [one.image for one in twice.images] == ["redis:7"], "the image of the patched process, not of its neighbours"
     assert names_cve(live_patch(), CVE.lower())
     assert not names_cve({"metadata": {}, "spec": {}}, CVE)
 
