@@ -6,7 +6,7 @@ from pydantic import Field
 
 from podgraft_api.conditions import Condition
 from podgraft_api.model import Count, Int64, Model, Report, rules
-from podgraft_api.nodepatch import Straggler
+from podgraft_api.nodepatch import Points, Straggler
 from podgraft_api.progress import RolloutStatus
 from podgraft_api.strategy import Strategy
 
@@ -111,6 +111,13 @@ class LivePatchSpec(Model):
     ] = ()
     paused: Annotated[bool, Field(description="begin nothing new; what is under way is finished")] = False
     strategy: Strategy = Strategy()
+    points: Annotated[
+        Points,
+        Field(
+            description="functions that are points of quiescence: a thread that comes by migrates, whatever is on its "
+            "stack; for code that a long-lived loop never leaves"
+        ),
+    ] = ()
     repatch: Annotated[
         bool,
         Field(

@@ -64,6 +64,11 @@ class BundleRef(Model):
     build_id: Annotated[str, Field(description="build id of the module that is patched")]
 
 
+Points = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")], ...], Field(max_length=16)
+]
+
+
 class Baseline(Model):
     """How a pod was when it was begun; for the operator's health gate, of no meaning to the agent."""
 
@@ -82,6 +87,7 @@ class Item(Model):
     pod: PodRef
     containers: Annotated[tuple[ContainerRef, ...], Field(min_length=1, max_length=64)]
     thread_deadline_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    points: Points = ()
     baseline: Baseline | None = None
 
 

@@ -127,7 +127,7 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ensure(self, key: WorkerKey, item: Item) -> None:
-        goal = Goal(item.desired, item.bundle, float(item.thread_deadline_seconds))
+        goal = Goal(item.desired, item.bundle, float(item.thread_deadline_seconds), item.points)
         if key in self._workers:
             self._workers[key].aim(goal)
             return

@@ -39,6 +39,7 @@ class Goal:
     desired: Desired
     bundle: BundleRef
     deadline: float
+    points: tuple[str, ...] = ()
 
 
 @dataclass
@@ -133,6 +134,7 @@ class Worker:
                 name=goal.bundle.name if goal.desired is Desired.REVERTED else None,
                 # A short run frees its place for others of the node; the next one goes on where it stopped.
                 deadline=min(goal.deadline, LONGEST_RUN_SECONDS),
+                points=list(goal.points) if goal.desired is Desired.APPLIED else [],
             )
             began = time.monotonic()
             self.progress.begin_run()

@@ -21,6 +21,7 @@ class Wish:
     paused: bool = False
     max_parallel: int | str = "25%"
     thread_deadline_seconds: int = 30
+    points: tuple[str, ...] = ()
     leaving: Literal["Revert", "Keep"] | None = None
     cap: int | None = None
     stable: str | None = None
@@ -135,6 +136,7 @@ def _place(wish: Wish, target: Target | None, before: Placed | None) -> Change |
         pod=target.pod,
         containers=target.containers,
         thread_deadline_seconds=wish.thread_deadline_seconds,
+        points=wish.points,
         baseline=baseline,
     )
     return Change(target.node, item.id, item)
@@ -144,9 +146,9 @@ def _refresh(wish: Wish, target: Target, placed: Placed) -> Change | None:
     """Bring an item of the right bundle up to date: restarted containers, a revert that was called off."""
     item = placed.item
     same_work = item.desired is Desired.APPLIED and item.containers == target.containers
-    # A new deadline is for threads that still migrate; who is done is left in peace.
-    same_speed = settled(placed) or item.thread_deadline_seconds == wish.thread_deadline_seconds
-    return None if same_work and same_speed else _place(wish, target, placed)
+    # A new deadline and new points are for threads that still migrate; who is done is left in peace.
+    same_way = (item.thread_deadline_seconds, item.points) == (wish.thread_deadline_seconds, wish.points)
+    return None if same_work and (settled(placed) or same_way) else _place(wish, target, placed)
 
 
 def _exchange(wish: Wish, target: Target, placed: Placed) -> Change | None:

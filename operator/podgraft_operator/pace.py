@@ -35,6 +35,7 @@ def wish(
         paused=spec.paused,
         max_parallel=spec.strategy.max_parallel,
         thread_deadline_seconds=spec.strategy.thread_deadline_seconds,
+        points=spec.points,
         stable=memory.stable.digest if memory is not None and memory.stable is not None else None,
         withdrawn=taken_back,
         baselines=spec.strategy.health is not None,

@@ -242,6 +242,18 @@ def test_straggler_is_shown_and_leaves(cluster: Cluster, target: Target, built: 
         cluster.wait_condition("Ready", "Patched", seconds=40)
 
 
+def test_a_declared_point_lets_a_straggler_go(
+    cluster: Cluster, target: Target, built: Path, start_agent: StartAgent
+) -> None:
+    """A thread that never leaves a replaced function migrates where the LivePatch says that it may."""
+    add_pod(cluster, target)
+    with start_agent():
+        target.ask("restless")
+        target.ask("linger")
+        apply(cluster, built, points=["look"])
+        cluster.wait_condition("Ready", "Patched", seconds=40)
+
+
 def test_agent_killed_in_the_middle(cluster: Cluster, target: Target, built: Path, start_agent: StartAgent) -> None:
     """The agent is killed in a transition and after it; its successor finishes, adopts, and reverts."""
     add_pod(cluster, target)
