@@ -6,6 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +86,8 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         return findings
     # A retired patch keeps its holes: its stubs are there for the next time.
     others = [p for p in _patches(target) if p.digest != bundle.digest]
-    around = _Surroundings(target, findings.module, _claimed(others))
+    used = _claimed(others) | _of_points(target, [*bundle.manifest.points, *points])
+    around = _Surroundings(target, findings.module, used)
     for function in bundle.manifest.functions:
         try:
             findings.sites.append(_site_of(target, findings.module, function, around))
@@ -214,6 +216,16 @@ def _claimed(patches: list[PatchRecord]) -> set[int]:
     pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
     punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
     return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
+
+
+def _of_points(target: Target, names: list[str]) -> set[int]:
+    """Return the bytes that declared points will change; that one cannot be placed is a problem of its own."""
+    used: set[int] = set()
+    for name in names:
+        with suppress(Refusal):
+            point = declared_point(target.modules, name)
+            used.update(range(point.address, point.address + point.length))
+    return used
 
 
 def _has_shadow_stack(process: Process) -> bool:
