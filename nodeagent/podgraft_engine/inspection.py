@@ -4,6 +4,7 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -80,7 +81,10 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     except Refusal as refusal:
         findings.problems.append(refusal)
         return findings
-    finder = SiteFinder(target.process, target.memory, findings.module, target.state, bundle.digest)
+    declared = _of_points(target, [*bundle.manifest.points, *points])
+    finder = SiteFinder(
+        target.process, target.memory, findings.module, target.state, digest=bundle.digest, declared=declared
+    )
     for function in bundle.manifest.functions:
         try:
             findings.sites.append(finder.find(function))
@@ -215,3 +219,13 @@ def _check_points(target: Target, bundle: Bundle, points: list[str]) -> None:
         if name in replaced:
             raise Refusal(Reason.NO_PATCH_SITE, f"{name} is declared a point of quiescence and is itself replaced")
         declared_point(target.modules, name)
+
+
+def _of_points(target: Target, names: list[str]) -> set[int]:
+    """Return the bytes that declared points will change; that one cannot be placed is a problem of its own."""
+    used: set[int] = set()
+    for name in names:
+        with suppress(Refusal):
+            point = declared_point(target.modules, name)
+            used.update(range(point.address, point.address + point.length))
+    return used

@@ -158,14 +158,14 @@ def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
     if site.pun is not None:
         pieces = [punned_jump(site.address, site.length, site.pun, door).hex() for door in doors]
         jump = Patchlet(address=site.address, transition=pieces[0], final=pieces[1])
-        return SiteRecord(function=site.function, rung=site.rung, site=jump)
+        return SiteRecord(function=site.function, rung=site.rung, site=jump, reentrant=site.reentrant)
     *hops, last = site.address, *site.holes
     pieces = [near_jump(last, door).hex() for door in doors]
     jumps = [Patchlet(address=last, transition=pieces[0], final=pieces[1])]
     for at, onward in zip(reversed(hops), reversed(site.holes), strict=True):
         short = short_jump(at, onward).hex()
         jumps.insert(0, Patchlet(address=at, transition=short, final=short))
-    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:])
+    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:], reentrant=site.reentrant)
 
 
 def _doors(site: Site, linked: Linked, new_symbol: str, index: int) -> tuple[int, int]:

@@ -19,9 +19,14 @@ from podgraft_engine.target.proc import Mapping, Process
 
 
 class SiteFinder:
-    """Finds a site for each function of a bundle and gives nothing to two of them. The process is read once for all."""
+    """Finds a site for each function of a bundle and gives nothing to two of them. The process is read once for all.
 
-    def __init__(self, process: Process, memory: Memory, module: Module, state: State | None, digest: str) -> None:
+    declared: the bytes that declared points will change.
+    """
+
+    def __init__(
+        self, process: Process, memory: Memory, module: Module, state: State | None, *, digest: str, declared: set[int]
+    ) -> None:
         patches = state.document.patches if state else []
         # A retired patch keeps its holes: its stubs are there for the next time.
         others = [p for p in patches if p.digest != digest]
@@ -33,7 +38,7 @@ class SiteFinder:
         self._taken = [m for m in self._maps if m.start not in kept]
         self._starts = [m.start for m in self._maps]
         self._ours = {p.live for p in state.document.pages} if state else set()
-        self._holes = Holes(module, memory, _claimed(others))
+        self._holes = Holes(module, memory, _claimed(others) | declared)
         self.shadow_stack = _has_shadow_stack(process)
         self.padding, self.is_free = self._holes.behind, self._holes.is_free
 

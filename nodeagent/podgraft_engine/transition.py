@@ -67,6 +67,10 @@ class Transition:
         if record is not None and record.phase == "finalized" and is_intact(record, self._target.memory):
             self._say_finalized(record, Tally())
             return
+        if record is not None and points and any(site.reentrant for site in record.sites):
+            raise Refusal(
+                Reason.NO_PATCH_SITE, "a function branches back to its site: no point may be declared any more"
+            )
         if record is None:
             record = self._start(bundle, points)
         else:

@@ -104,6 +104,25 @@ def test_a_loop_back_to_the_entry_is_old_code_wherever_the_thread_is(ladder: Pat
     assert all(forbidden.at_pc(hole) and forbidden.as_return(hole) and forbidden.at_pc(hole + 1) for hole in holes)
 
 
+def test_a_point_may_not_be_declared_beside_a_loop_back(ladder: Path, climber: Target) -> None:
+    """There a thread would migrate in the middle of a call; also not when the transition is under way already."""
+    bundle = str(ladder / "ladder.graft")
+    refused = engine(climber.pid, op="apply", bundle=bundle, points=["wall_1"])
+    assert (refused.code, refused.last["reason"]) == (3, "NoPatchSite"), refused
+    assert "branches back" in refused.last["detail"]
+    assert engine(climber.pid, op="apply", bundle=bundle, deadline=0.0001).code == 4
+    refused = engine(climber.pid, op="apply", bundle=bundle, points=["wall_1"])
+    assert (refused.code, refused.last["reason"]) == (3, "NoPatchSite"), refused
+    assert "branches back" in refused.last["detail"]
+    assert engine(climber.pid, op="apply", bundle=bundle).code == 0
+
+
+def test_a_declared_point_and_a_site_share_no_hole(ladder: Path, climber: Target) -> None:
+    """The point is a `ret` and the padding behind it, which the function would take otherwise."""
+    answer = engine(climber.pid, op="check", bundle=str(ladder / "rival.graft"), points=["short_to_hole"])
+    assert (answer.code, answer.last["sites"][0]["rung"]) == (0, "jmp-punned")
+
+
 def test_patches_share_a_page_and_no_hole(ladder: Path, climber: Target) -> None:
     """What one patch has taken the next goes around, also after a revert: the first may come back."""
     before = climber.text()

@@ -66,6 +66,7 @@ class SiteRecord(Record):
     rung: str
     site: Patchlet
     holes: list[Patchlet] = []
+    reentrant: bool = False  # the function branches back to its site
 
 
 class CodeRange(Record):
