@@ -51,6 +51,10 @@ class Module:
                 found += [self.bias + load["p_vaddr"] + m.start() for m in _SIGRETURN.finditer(text)]
         return found
 
+    def read_ahead(self) -> None:
+        """Read now what takes long for large files, so that nobody waits for it later."""
+        _ = self.eh_frame, self.signal_returns
+
     def contains(self, address: int) -> bool:
         """Tell whether an address lies in executable memory of the file."""
         return any(m.start <= address < m.end and "x" in m.perms for m in self.mappings)
