@@ -39,6 +39,8 @@ def build(source: redis.Redis, name: str, patch: Path, *options: str) -> Path:
     public = public_key()
     key = digest_of(str(source.built), name, patch, REPOSITORY / "builder", REPOSITORY / "bundle", public)
     file = cache() / "demo" / key / f"{name}.graft"
+    if file.exists():  # it appears by a rename, so it is whole
+        return file
     with lock("demo-bundle"):
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -224,6 +224,9 @@ class Transition:
         target = self._target
         if target.block is None:
             target.block = block.place(self._process, target.memory)
+        # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.
+        for module in target.modules:
+            module.read_ahead()
         generation = target.state.document.generation if target.state else 0
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
         self._state = open_state(self._process, target.memory, target.block, self._helper)

@@ -214,7 +214,8 @@ class _Torture:
 
     def _note(self, op: str, outcome: Outcome) -> bool:
         """Count an engine that did not finish; True when it may be tried again."""
-        self.row.stories.append(f"{op}: {outcome.code} {outcome.events[-1:]} {outcome.said[-300:]}")
+        ended = self.target.child.poll()
+        self.row.stories.append(f"{op}: {outcome.code} {outcome.events[-1:]} {outcome.said[-300:]} program: {ended}")
         # An engine that gets no processor for two seconds finds its helper gone; its hint says: try again.
         if outcome.code == 4 or outcome.reason == "HelperUnreachable":
             self.row.late += 1

@@ -51,6 +51,8 @@ def check_object(data: bytes, references: list[Reference], values: dict[str, int
         frames = linked.eh_frame
         if frames is not None:
             start = frames[0] - linked.starts[1]
+            if not 0 <= start <= len(linked.contents[1]) - frames[1]:
+                raise ValueError(".eh_frame is not constant")
             EhFrame(bytes(linked.contents[1][start : start + frames[1]]), frames[0], None)
     except _UNREADABLE as error:
         raise Refusal(Reason.BUNDLE_MALFORMED, f"patch.o cannot be read: {type(error).__name__}: {error}") from error

@@ -80,8 +80,8 @@ class Process:
         return PodgraftError(Reason.PROCESS_EXITED, f"process {self.pid} has ended")
 
     def living_thread(self) -> int:
-        """Return a tid whose /proc files are usable: maps of an exited main thread are empty."""
-        for tid in self.threads():
+        """Return a tid whose /proc files are usable: the main thread's, but maps of an exited one are empty."""
+        for tid in (self.pid, *self.threads()):
             thread = self.thread(tid)
             if thread is not None and thread.runs:
                 return tid
@@ -167,31 +167,31 @@ class Process:
 
     def maps(self) -> list[Mapping]:
         """Return the memory map, in order of address."""
-        path = self.root / "task" / str(self.living_thread()) / "maps"
-        try:
-            lines = path.read_bytes().decode(errors="replace").split("\n")
-        except PermissionError:
-            raise denied(self.pid) from None
-        except (FileNotFoundError, ProcessLookupError):
-            raise self.gone() from None
-        if lines == [""]:  # the address space has gone before the threads
-            raise self.gone()
         result = []
-        for line in lines:
+        for line in self._read_shared("maps").decode(errors="replace").split("\n"):
             match = _MAP_LINE.match(line)
             if match:
                 start, end, perms, offset, device, inode, name = match.groups()
                 result.append(Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name))
         return result
 
+    def _read_shared(self, name: str) -> bytes:
+        """Read what all threads share, by one that runs; by another where that one ends meanwhile."""
+        for _ in range(MAX_LISTINGS):
+            path = self.root / "task" / str(self.living_thread()) / name
+            try:
+                content = path.read_bytes()
+            except PermissionError:
+                raise denied(self.pid) from None
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if content:  # the address space of a thread goes before the thread
+                return content
+        raise self.gone()
+
     def auxv(self) -> dict[int, int]:
         """Return the auxiliary vector (getauxval(3))."""
-        try:
-            raw = (self.root / "task" / str(self.living_thread()) / "auxv").read_bytes()
-        except PermissionError:
-            raise denied(self.pid) from None
-        except (FileNotFoundError, ProcessLookupError):
-            raise self.gone() from None
+        raw = self._read_shared("auxv")
         words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
         return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
 
