@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_MEMBER = re.compile(r"^(\S+\.a)\(([^()]+)\)", re.MULTILINE)
+_MEMBER = re.compile(r"^(\S.*?\.a)\(([^()]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
 
 
@@ -89,14 +89,19 @@ def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
             used.setdefault(path, []).append(member)
     for path, members in used.items():
         contents = archive_members(path)
-        found += [Input(path, member, contents[member]) for member in members if member in contents]
+        taken = [name for name in contents if name.rpartition("#")[0] in members or name in members]
+        found += [Input(path, name, contents[name]) for name in taken]
     return found
 
 
 def archive_members(path: Path) -> dict[str, bytes]:
-    """Return name -> content of an `ar` archive, GNU long names and thin archives included (ar(5))."""
+    """Return name -> content of an `ar` archive, GNU long names and thin archives included (ar(5)).
+
+    Further members of one name are NAME#2, NAME#3…: a map does not say which of them it took.
+    """
     data = path.read_bytes()
-    thin, names, members, stream = data.startswith(b"!<thin>\n"), b"", {}, io.BytesIO(data)
+    thin, names, stream = data.startswith(b"!<thin>\n"), b"", io.BytesIO(data)
+    members: dict[str, bytes] = {}
     stream.seek(8)
     while len(header := stream.read(60)) == 60:
         raw, size = header[:16].decode().rstrip(), int(header[48:58])
@@ -107,15 +112,20 @@ def archive_members(path: Path) -> dict[str, bytes]:
         else:
             name = raw.rstrip("/")
         if thin and not special:
-            members[Path(name).name] = (path.parent / name).read_bytes()
+            _add(members, Path(name).name, (path.parent / name).read_bytes())
             continue
         content = stream.read(size)
         stream.seek(size & 1, io.SEEK_CUR)
         if raw == "//":
             names = content
         elif not special:
-            members[name] = content
+            _add(members, name, content)
     return members
+
+
+def _add(members: dict[str, bytes], name: str, content: bytes) -> None:
+    number = 1 + sum(known == name or known.rpartition("#")[0] == name for known in members)
+    members[name if number == 1 else f"{name}#{number}"] = content
 
 
 def content_hash(data: bytes) -> str:
