@@ -93,7 +93,7 @@ class Comparison:
         """A name that comes to or goes from an existing function would lead to the old one in code that stays."""
         for name, new in self.new.functions.items():
             old = self.old.functions.get(name)
-            if old is not None and old.aliases != new.aliases:
+            if old is not None and _given_names(old) != _given_names(new):
                 raise Refusal(
                     Reason.UNSUPPORTED_CHANGE,
                     f"{self.new.label}: one function is named {', '.join(old.aliases)} before the patch and"
@@ -283,6 +283,11 @@ class Comparison:
                         " a renamed variable would lose its value",
                         "keep the name of existing variables",
                     )
+
+
+def _given_names(function: Function) -> set[str]:
+    """Return the names that the source gives a function; GCC adds some of its own (`f.localalias`), for one file."""
+    return {name for name in function.aliases if "." not in name}
 
 
 def _place(symbol: Symbol) -> tuple[int, int]:
