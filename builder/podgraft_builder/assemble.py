@@ -193,7 +193,7 @@ class Assembly:
             raise Refusal(
                 Reason.HAND_WRITTEN_ASM, f"{label}: {source.name} refers to code without a function around it"
             )
-        parent = function.name.partition(".cold")[0]
+        parent = comparison.new.parent_of(function)
         entry = place.offset == function.start and function.name == parent
         # Jump tables and .eh_frame speak of places inside a function, also where that is its first byte.
         inside = not entry or call or (not source.executable and item.type == reloc.R_PC32)

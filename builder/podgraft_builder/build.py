@@ -3,7 +3,7 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,11 +12,11 @@ from podgraft_builder.assemble import Assembly
 from podgraft_builder.compare import Comparison
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
-from podgraft_builder.lines import C_LIKE
 from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
+from podgraft_builder.reached import last_of_each, left_out, require_seen
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
@@ -157,13 +157,13 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
     fresh = space.build("new")
     done = {item.output for item in fresh if item.kind == "compile"}
-    forgotten = [r for r in _last(records) if r.depends & patched and r.output not in done]
+    forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
     if forgotten:
         fresh = space.replay(forgotten, "new")
-    _require_seen(patched, old, [*records, *fresh])
+    require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
-    for text in _left_out(space.tree, patched, [*old, *new], records, fresh):
+    for text in left_out(space.tree, patched, [*old, *new], records, fresh):
         progress(text)
     remade = _remade(forgotten, fresh)
     after = other_modules([*records, *fresh], binary, space.tree)
@@ -184,48 +184,6 @@ def _old_build(space: Workspace, options: Options) -> list[Record]:
         space.copy_tree()  # some build systems never make their archives again
         space.clean(archives=False)
         return space.build("old")
-
-
-def _last(records: list[Record]) -> list[Record]:
-    """Return the last record of each object."""
-    return list({r.output: r for r in records if r.kind == "compile"}.values())
-
-
-def _require_seen(patched: set[str], old: list[Input], records: list[Record]) -> None:
-    """A patched source that no compiler saw may be part of an object that the build command did not make."""
-    compiled = [r for r in records if r.kind == "compile"]
-    depends = {name for r in compiled for name in r.depends}
-    unseen = sorted(name for name in patched - depends if Path(name).suffix in C_LIKE)
-    if not unseen:
-        return
-    known = {content_hash(r.copy.read_bytes()) for r in compiled}
-    foreign = [item for item in old if content_hash(item.data) not in known]
-    if foreign:
-        member = foreign[0].member or ""
-        raise Refusal(
-            Reason.UNSUPPORTED_CHANGE,
-            f"{unseen[0]} is patched but was not compiled, and {len(foreign)} objects of the binary were not either"
-            f" ({foreign[0].path.name} {member})",
-            "start from a clean source tree (make distclean) and name the binary with --running",
-        )
-
-
-def _left_out(
-    tree: Path, patched: set[str], linked: list[Input], records: list[Record], fresh: list[Record]
-) -> Iterator[str]:
-    """Tell what of the patch the bundle cannot hold: sources that nobody compiled, code of other programs."""
-    tree = tree.resolve()
-    known = {r.output: content_hash(r.copy.read_bytes()) for r in _last(records)}
-    compiled = [r for r in (*records, *fresh) if r.kind == "compile"]
-    seen = {name for r in compiled for name in r.depends}
-    for name in sorted(name for name in patched - seen if Path(name).suffix in C_LIKE):
-        yield f"not in the bundle: {Path(name).relative_to(tree)} is patched, but the build does not compile it"
-    taken = {content_hash(item.data) for item in linked}
-    for record in _last(fresh):
-        made = content_hash(record.copy.read_bytes())
-        if made != known.get(record.output) and made not in taken:
-            place = record.output.relative_to(tree) if record.output.is_relative_to(tree) else record.output
-            yield f"not in the bundle: {place} changes, but is no part of this binary"
 
 
 def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:

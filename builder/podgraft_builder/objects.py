@@ -200,6 +200,11 @@ class ObjectFile:
             found.update(dict.fromkeys(aliases, function))
         return found
 
+    def parent_of(self, function: Function) -> str:
+        """Return the name of the function that a cold part belongs to; a function belongs to itself."""
+        defined = function.name.partition(".cold")[0]
+        return self.functions[defined].name if defined in self.functions else defined
+
     @cached_property
     def _functions_by_section(self) -> dict[int, list[Function]]:
         found: dict[int, list[Function]] = {}

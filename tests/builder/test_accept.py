@@ -371,3 +371,37 @@ def test_what_the_bundle_leaves_out_is_told(project: Any) -> None:
         "not in the bundle: unused.c is patched, but the build does not compile it",
         "not in the bundle: other.o changes, but is no part of this binary",
     ]
+
+
+def test_cold_part_of_a_function_with_an_alias(project: Any, link: Any) -> None:
+    """The cold part has the name of the definition, whichever alias is the first: it is compared and replaced."""
+    text = (
+        "#include <stdlib.h>\nvoid fail(int) __attribute__((cold));\n"
+        "int work(int a) { if (a > 100) { fail(a @ 7); abort(); } return a + 1; }\n"
+        'int also(int a) __attribute__((alias("work")));\n'
+    )
+    main = (
+        '#include <stdio.h>\nint work(int);\nint also(int);\nvoid fail(int a) { printf("%d\\n", a); }\n'
+        "int main(int c, char **v) { (void)v; return work(c) + also(c); }\n"
+    )
+    outcome = project.build({"main.c": main, "lib.c": text.replace("@", "*")}, {"lib.c": text.replace("@", "+")})
+    [function] = outcome.bundle.manifest.functions
+    assert [part.symbol for part in function.parts] == ["work.cold"]
+    assert "new:work.cold" in link.link(outcome).calls(function.new_symbol)
+
+
+def test_archive_with_two_members_of_one_name(project: Any) -> None:
+    """Both members are compared, and the fix lands in the one that it is for; a blank in the path does no harm."""
+    project.command = (
+        "cd 'a b' && rm -f lib.a && gcc -O2 -fPIE -c ../x/part.c -o part.o && ar qc lib.a part.o && "
+        "gcc -O2 -fPIE -c ../y/part.c -o part.o && ar q lib.a part.o && cd .. && "
+        "gcc -fPIE -pie -O2 -o prog main.c 'a b/lib.a'"
+    )
+    old = {
+        "a b/empty": "",
+        "x/part.c": "int x(int a) { return a + 1; }\n",
+        "y/part.c": "int y(int a) { return a - 1; }\n",
+        "main.c": "int x(int);\nint y(int);\nint main(int c, char **v) { (void)v; return x(c) * y(c); }\n",
+    }
+    for name, text in (("x", "int x(int a) { return a * 2; }\n"), ("y", "int y(int a) { return a * 2; }\n")):
+        assert names(project.build(old, {f"{name}/part.c": text})) == [name]

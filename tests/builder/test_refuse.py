@@ -315,6 +315,18 @@ def test_variable_that_moves_to_another_file(project: Any) -> None:
     assert refused(project, old, new).reason is Reason.MOVED_BETWEEN_FILES
 
 
+def test_function_that_loses_an_alias(project: Any) -> None:
+    """A name that was one function and becomes another would lead old code to the wrong one."""
+    old = {
+        "lib.c": 'int work(int a) { return a + 1; }\nint also(int a) __attribute__((alias("work")));\n',
+        "main.c": "int work(int);\nint also(int);\nint main(int c, char **v) { (void)v; return work(c) + also(c); }\n",
+    }
+    new = {"lib.c": "int work(int a) { return a * 3; }\nint also(int a) { return a + 1; }\n"}
+    error = refused(project, old, new)
+    assert error.reason is Reason.UNSUPPORTED_CHANGE
+    assert "also, work" in error.detail
+
+
 def test_variable_that_is_renamed(project: Any) -> None:
     """A renamed variable would lose its value."""
     error = refused(project, *pair("static int @ = 3;\nint work(int a) { return @++ + a; }\n", "old", "fresh"))
