@@ -6,6 +6,7 @@ from typing import Any
 
 from iced_x86 import Formatter, FormatterSyntax
 
+from podgraft_builder.code import is_branch
 from podgraft_builder.compare import Changed, Comparison
 from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.outlook import outlook_of
@@ -101,14 +102,20 @@ def _size(function: Function, parts: tuple[Function, ...]) -> int:
 
 def listing(which: ObjectFile, functions: tuple[Function, ...]) -> tuple[str, ...]:
     """Return the instructions of functions (nops left out), with the names that their relocations name."""
-    formatter, lines = Formatter(FormatterSyntax.GAS), []
+    formatter = Formatter(FormatterSyntax.GAS)
+    formatter.branch_leading_zeros = False
+    lines = []
     for function in functions:
         lines.append(f"{function.name}:")
         for step in which.decoded(function).steps:
-            instruction = step.instruction
             names = ", ".join(item.symbol.name or _section(which, item.symbol.section) for item in step.relocations)
-            text = formatter.format(instruction)
-            lines.append(f"  {text}  # {names}" if names else f"  {text}")
+            instruction = step.instruction.copy()
+            if names and is_branch(instruction):
+                lines.append(f"  {formatter.format_mnemonic(instruction)} {names}")
+                continue
+            if names and instruction.is_ip_rel_memory_operand:
+                instruction.memory_displacement = 0  # an offset that the linker will overwrite
+            lines.append(f"  {formatter.format(instruction)}" + (f"  # {names}" if names else ""))
     return tuple(lines)
 
 

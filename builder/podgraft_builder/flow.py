@@ -28,6 +28,7 @@ THROWS = frozenset({"__cxa_throw", "__cxa_rethrow", "_Unwind_Resume", "_Unwind_R
 
 def check_flow(subject: Subject) -> None:
     """Look at each changed function."""
+    _check_tables(subject)
     for unit in subject.units:
         _check_quiescence(subject, unit)
         _check_jumps_back(subject, unit)
@@ -62,18 +63,27 @@ def _check_jumps_back(subject: Subject, unit: Changed) -> None:
 
 
 def _check_labels(subject: Subject, unit: Changed) -> None:
-    """New code must never jump to a label of the old: not by a table that lives on, not by a saved one."""
+    """New code must never jump to a label of the old that was saved somewhere."""
     comparison = subject.comparison
-    for which, function in ((comparison.old, unit.old), (comparison.new, unit.new)):
-        if keeps_label(which, function) and _jumps_indirectly(which, function):
+    for which, functions in (
+        (comparison.old, (unit.old, *unit.old_parts)),
+        (comparison.new, (unit.new, *unit.new_parts)),
+    ):
+        keeps = any(keeps_label(which, function) for function in functions)
+        if keeps and any(_jumps_indirectly(which, function) for function in functions):
             detail = f"{subject.label}: {unit.name} takes the address of a label and jumps to one that it has kept"
             subject.verdict.refuse(Reason.COMPUTED_GOTO, detail, function=unit.name)
             return
+
+
+def _check_tables(subject: Subject) -> None:
+    """A table of labels that lives on leads new code into the old."""
+    comparison = subject.comparison
     for old in dict.fromkeys(comparison.old_of.values()):
         constant = comparison.old.sections[old.section or 0].constant
-        if not (constant and old.local) and leads_into(comparison.old, old, {unit.name}):
-            detail = f"{subject.label}: variable {old.name} holds labels of {unit.name} and lives on"
-            subject.verdict.refuse(Reason.COMPUTED_GOTO, detail, function=unit.name)
+        if not (constant and old.local) and leads_into(comparison.old, old, set(comparison.changed)):
+            detail = f"{subject.label}: variable {old.name} holds labels of a changed function and lives on"
+            subject.verdict.refuse(Reason.COMPUTED_GOTO, detail)
 
 
 def _jumps_indirectly(which: ObjectFile, function: Function) -> bool:

@@ -2,7 +2,7 @@
 
 from podgraft_builder.callers import may_run
 from podgraft_builder.compare import Comparison
-from podgraft_builder.objects import FUNCTION_KINDS, Function, ObjectFile, base_name
+from podgraft_builder.objects import FUNCTION_KINDS, WEAK, Function, base_name
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason
 
@@ -106,9 +106,9 @@ def check_moves(subjects: list[Subject]) -> None:
         for target in subjects:
             if source is target:
                 continue
-            came = {base_name(symbol.name) for symbol in target.comparison.new_variables}
+            came = {base_name(s.name) for s in target.comparison.new_variables if s.bind not in WEAK}
             moved = sorted(gone_variables & came)
-            moved += sorted(gone_functions & set(target.comparison.new_functions))
+            moved += sorted(gone_functions & {f.name for f in target.comparison.new_functions.values() if not f.weak})
             for name in moved:
                 detail = f"{name} moves from {source.label} to {target.label}"
                 target.verdict.refuse(Reason.MOVED_BETWEEN_FILES, detail, function=name)
@@ -123,10 +123,6 @@ def _gone(comparison: Comparison) -> tuple[set[str], set[str]]:
         for symbol in items
         if symbol not in kept and not comparison.old.sections[symbol.section or 0].constant
     }
-    here = _all_names(comparison.new)
+    here = set(comparison.new.functions)
     functions = [f for f in dict.fromkeys(comparison.old.functions.values()) if not here & set(f.aliases)]
     return variables, {f.name for f in functions if ".cold" not in f.name and may_run(comparison, f)}
-
-
-def _all_names(which: ObjectFile) -> set[str]:
-    return set(which.functions)

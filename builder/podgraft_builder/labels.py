@@ -1,6 +1,7 @@
 """Labels inside functions that data or code keeps (GCC manual, "Labels as Values"): computed goto."""
 
-from podgraft_builder.objects import Function, ObjectFile, Symbol
+from podgraft_builder.code import is_branch
+from podgraft_builder.objects import Function, ObjectFile, Symbol, place_of
 
 
 def leads_into(which: ObjectFile, symbol: Symbol, names: set[str]) -> bool:
@@ -36,4 +37,8 @@ def keeps_label(which: ObjectFile, function: Function) -> bool:
         own = not step.relocations and instruction.is_ip_rel_memory_operand
         if own and function.start < instruction.memory_displacement < end:
             return True
+        for item in () if is_branch(instruction) else step.relocations:
+            place = place_of(item, instruction.next_ip - item.offset)
+            if place.section == function.section and function.start < place.offset < end:
+                return True
     return False

@@ -36,13 +36,17 @@ class Outlook(StrEnum):
     NEVER = "never"
 
 
-def outlook_of(which: ObjectFile, function: Function, parts: tuple[Function, ...]) -> tuple[Outlook, str]:
+def outlook_of(  # noqa: PLR0911 (a table of cases)
+    which: ObjectFile, function: Function, parts: tuple[Function, ...]
+) -> tuple[Outlook, str]:
     """Say how soon threads leave a function of an object, and why; why follows the function's name in a sentence."""
     pieces = (function, *parts)
     loops = _calls_in_loop(which, function)
     if "main" in function.aliases:
         return Outlook.NEVER, "stays on the stack of the first thread"
     if loops is not None and not any(_leaves(which, piece, pieces) for piece in pieces):
+        if not loops & WAITS and any(_ends_program(which, piece) for piece in pieces):
+            return Outlook.SOON, "ends the program"
         return Outlook.NEVER, "never returns"
     if loops is not None and loops & WAITS:
         return Outlook.LATE, f"calls {min(loops & WAITS)} in a loop"
@@ -89,6 +93,14 @@ def _leaves(which: ObjectFile, piece: Function, pieces: tuple[Function, ...]) ->
             if target not in pieces:
                 return True
     return False
+
+
+def _ends_program(which: ObjectFile, piece: Function) -> bool:
+    """Say whether a piece ends with a call that does not come back, or has an instruction that traps."""
+    steps = which.decoded(piece).steps
+    last = steps[-1].instruction.flow_control if steps else FlowControl.NEXT
+    traps = any(s.instruction.flow_control in {FlowControl.EXCEPTION, FlowControl.INTERRUPT} for s in steps)
+    return traps or last in {FlowControl.CALL, FlowControl.INDIRECT_CALL}
 
 
 def _switches(which: ObjectFile, function: Function) -> bool:

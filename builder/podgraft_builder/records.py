@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_MEMBER = re.compile(r"^(\S[^()\n]*\.a)\(([^()\n]+)\)", re.MULTILINE)
+# A path may have a space, but a run of them separates columns: other tables of the map name archives there.
+_MEMBER = re.compile(r"^((?:[^\s()]| (?! ))+\.a)\(([^()\n]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
 
 

@@ -237,6 +237,14 @@ PAIRS: dict[str, Pair] = {
         Reason.NEVER_QUIESCENT, LOOP.replace("COND", "").replace("@", "+").replace("BY", "@"), "", "+ 1"
     ),
     "loop that ends": one(None, LOOP.replace("COND", "!stop").replace("@", "+").replace("BY", "@"), "", "+ 1"),
+    "loop before the end of the program": one(
+        None,
+        "#include <stdio.h>\n#include <stdlib.h>\n"
+        '__attribute__((noinline)) void panic(int a) { for (int i = 0; i < a; i++) puts("@"); abort(); }\n'
+        "int work(int a) { if (a > 9) panic(a); return a; }\n",
+        "old",
+        "new",
+    ),
     "step of an event loop": one(None, LOOP.replace("COND", "").replace("BY", ""), "+", "-"),
     "start of a thread that loops": one(
         Reason.NEVER_QUIESCENT, THREAD, "while (!stop) step(n);", "while (!stop) step(n + 1);"
