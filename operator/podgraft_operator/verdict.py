@@ -88,7 +88,7 @@ def verdict(scene: Scene) -> Verdict:
     failure = scene.rollout.failure if scene.rollout is not None else None
     if failure is not None:
         return _failed(scene, failure)
-    if scene.rollout is not None and pausing(scene.rollout, scene.strategy):
+    if scene.rollout is not None and not scene.paused and pausing(scene.rollout, scene.strategy):
         return Verdict("Reconciling", "StepPaused", f"{scene.progress}; {_pause(scene.rollout)}{_troubles(scene)}")
     if scene.failures and not scene.moving:
         return Verdict("Stalled", scene.failures[0].reason, _failure_message(scene.plan, scene.failures))
