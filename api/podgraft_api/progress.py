@@ -15,12 +15,17 @@ Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
 
 class RolloutFailure(Report):
-    """Why a rollout stopped. reverting: once true it stays so until another rollout begins."""
+    """Why a rollout stopped.
+
+    reverting: once true it stays so until another rollout begins. everywhere: every pod had been begun, so that pods
+    and containers that start later have nothing to fear from it.
+    """
 
     reason: str
     message: str = ""
     at: Time
     reverting: bool = False
+    everywhere: bool = False
 
 
 class RolloutStatus(Report):

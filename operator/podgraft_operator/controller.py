@@ -87,7 +87,7 @@ class Controller:
         self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}
         # Where a failed rollout goes back to.
-        used |= {one.stable.digest for one in map(_rollout, self.world.live_patches.values()) if one and one.stable}
+        used |= set(map(_stable, self.world.live_patches.values()))
         for name in await self._bundles.collect(used):
             log.info("removed a bundle that nothing uses", config_map=name)
 
@@ -298,8 +298,9 @@ def _status(body: dict[str, Any]) -> LivePatchStatus:
     return LivePatchStatus.model_validate(body.get("status") or {})
 
 
-def _rollout(body: dict[str, Any]) -> RolloutStatus | None:
-    return _status(body).rollout
+def _stable(body: dict[str, Any]) -> str:
+    rollout = (body.get("status") or {}).get("rollout") or {}
+    return str((rollout.get("stable") or {}).get("digest", ""))
 
 
 def _ref(body: dict[str, Any]) -> LivePatchRef:

@@ -44,5 +44,5 @@ def wish(
         return replace(common, bundle=memory.stable, reverting=memory.stable is None)
     if memory is None or bundle is None:
         return replace(common, bundle=bundle, paused=True)
-    failed = memory.failure is not None
+    failed = memory.failure is not None and not memory.failure.everywhere
     return replace(common, bundle=bundle, failed=failed, cap=cap(memory, spec.strategy, matched))

@@ -129,8 +129,10 @@ def _obey(memory: RolloutStatus, orders: Orders, census: Census, now: datetime) 
     return memory
 
 
-def _fail(memory: RolloutStatus, why: Problem, orders: Orders, now: datetime) -> RolloutStatus:
-    failure = RolloutFailure(reason=why.reason, message=why.message, at=_text(now))
+def _fail(
+    memory: RolloutStatus, why: Problem, orders: Orders, now: datetime, *, everywhere: bool = False
+) -> RolloutStatus:
+    failure = RolloutFailure(reason=why.reason, message=why.message, at=_text(now), everywhere=everywhere)
     memory = _set(memory, failure=failure, progressed_at=None, fulfilled_at=None)
     return _withdraw(memory) if orders.strategy.on_failure == "Revert" else memory
 
@@ -199,7 +201,8 @@ def _watch_the_clock(memory: RolloutStatus, orders: Orders, census: Census, now:
     if now - _time(memory.progressed_at) <= timedelta(seconds=seconds):
         return memory
     message = f"{census.awaited} pods were begun, and none was done within {seconds} s"
-    return _fail(memory, Problem(DEADLINE, message), orders, now)
+    everywhere = memory.step >= len(orders.strategy.steps) and census.begun >= census.matched
+    return _fail(memory, Problem(DEADLINE, message), orders, now, everywhere=everywhere)
 
 
 def _reached(until: str | None, now: datetime) -> bool:

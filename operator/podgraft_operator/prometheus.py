@@ -75,8 +75,11 @@ class Gauges:
             log.warning("Prometheus did not answer", url=query.url, error=str(error), attempt=self._lost[uid])
             lost = Problem(NOT_ANSWERED, str(error)) if self._lost[uid] >= ATTEMPTS else None
             measurement = Measurement(asked_at, passed=False, problem=lost)
+        finally:
+            # Whatever happened, the next look may ask again; who was cancelled has been followed already.
+            if self._tasks.get(uid) is asyncio.current_task():
+                del self._tasks[uid]
         self._known[uid] = (query, measurement)
-        del self._tasks[uid]
         answered()
 
 

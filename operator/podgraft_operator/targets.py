@@ -1,7 +1,7 @@
 """Which running containers a LivePatch means: pods by label, containers by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,6 +83,8 @@ def _comes_back(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
     state = status.get("state", {})
     if "terminated" not in state:
         return "waiting" in state
+    if any(one["name"] == status["name"] and one.get("restartPolicy") == "Always" for one in _initial(spec)):
+        return True  # a sidecar
     policy, regular = spec.get("restartPolicy", "Always"), {one["name"] for one in spec.get("containers", ())}
     failed = state["terminated"].get("exitCode", 0) != 0
     return status["name"] in regular and (policy == "Always" or (policy == "OnFailure" and failed))
@@ -99,7 +101,11 @@ def _passing(spec: Mapping[str, Any]) -> frozenset[str]:
 
     A patch would meet them in the middle of their one task, and the pod would wait for its end as for a failure.
     """
-    return frozenset(one["name"] for one in spec.get("initContainers") or () if one.get("restartPolicy") != "Always")
+    return frozenset(one["name"] for one in _initial(spec) if one.get("restartPolicy") != "Always")
+
+
+def _initial(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return spec.get("initContainers") or ()
 
 
 def selector_problem(selector: LabelSelector) -> str | None:

@@ -88,7 +88,7 @@ def verdict(scene: Scene) -> Verdict:
     failure = scene.rollout.failure if scene.rollout is not None else None
     if failure is not None:
         return _failed(scene, failure)
-    if scene.rollout is not None and pausing(scene.rollout, scene.strategy):
+    if scene.rollout is not None and not scene.paused and pausing(scene.rollout, scene.strategy):
         return Verdict("Reconciling", "StepPaused", f"{scene.progress}; {_pause(scene.rollout)}{_troubles(scene)}")
     if scene.failures and not scene.moving:
         return Verdict("Stalled", scene.failures[0].reason, _failure_message(scene.plan, scene.failures))
@@ -103,9 +103,13 @@ def _failed(scene: Scene, failure: RolloutFailure) -> Verdict:
         back = sum(one.placed is not None and one.standing is not Standing.PATCHED for one in scene.plan.states)
         why = f"{failure.reason}: {failure.message}"
         return Verdict("Reconciling", "Reverting", f"{why}; {back} pods are not yet back{_troubles(scene)}")
-    kept = "reverted" if failure.reverting else "what is patched stays so, nothing more is begun"
-    message = f"{failure.message}; {kept}; {RESUME_HINT}{_troubles(scene)}"
-    return Verdict("Stalled", failure.reason, message)
+    kept = f"what is patched stays so, nothing more is begun; {RESUME_HINT}"
+    if failure.reverting:
+        kept = f"reverted; {RESUME_HINT}"
+    elif failure.everywhere:
+        kept = scene.progress
+    waits = f"; {_straggler_message(scene.stragglers)}" if scene.stragglers else ""
+    return Verdict("Stalled", failure.reason, f"{failure.message}; {kept}{waits}{_troubles(scene)}")
 
 
 def _under_way(scene: Scene) -> Verdict:

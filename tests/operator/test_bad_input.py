@@ -45,7 +45,8 @@ def test_bad_input_is_told(cluster: Cluster, case: str) -> None:
     assert words in stalled["message"]
     assert cluster.conditions()["Ready"] | {"type": "Stalled", "status": "True"} == stalled
     assert cluster.items(0) == []
-    events = cluster.api.get(cluster.path("events"))["items"]
+    # Posted after the status is written.
+    events = wait(lambda: cluster.api.get(cluster.path("events"))["items"], "an Event")
     assert [(one["type"], one["reason"]) for one in events] == [("Warning", reason)]
     cluster.api.delete(cluster.path("livepatches", "lp"))
     wait(cluster.gone, "deleted")

@@ -175,11 +175,15 @@ def test_progress_deadline(cluster: Cluster) -> None:
     cluster.wait_condition("Ready", "Patched")
 
 
-def test_late_in_the_last_pod_is_done_all_the_same(cluster: Cluster) -> None:
-    """When the deadline has passed and there is nothing left to begin, the last pod makes the rollout complete."""
+def test_late_in_the_last_pod_holds_up_nobody(cluster: Cluster) -> None:
+    """A deadline that passes when every pod was begun keeps no new pod from the fix; done late is done."""
     fleet(cluster, 1, progressDeadlineSeconds=2)
     cluster.wait_items(0)
-    cluster.wait_condition("Stalled", "ProgressDeadlineExceeded")
+    cluster.answer(0, "Refused", reason="PreimageMismatch", message="text of f differs")
+    assert "text of f differs" in cluster.wait_condition("Stalled", "ProgressDeadlineExceeded")["message"]
+    cluster.add_pod("redis-1", 1)
+    patch(cluster, 1)
+    assert cluster.wait_condition("Stalled", "ProgressDeadlineExceeded")
     cluster.answer(0)
     cluster.wait_condition("Ready", "Patched")
 

@@ -68,6 +68,20 @@ def test_operator_may_do_nothing_as_a_process() -> None:
     assert one(objects, "Deployment", "podgraft-operator")["spec"]["replicas"] == 1
 
 
+def test_only_named_prometheus_servers_are_asked() -> None:
+    """No server by default; those of the values reach the operator."""
+
+    def urls(*values: str) -> str:
+        return next(
+            entry["value"]
+            for entry in container(render(*values), "Deployment", "podgraft-operator")["env"]
+            if entry["name"] == "PODGRAFT_PROMETHEUS_URLS"
+        )
+
+    assert urls() == ""
+    assert urls("operator.prometheusUrls={http://a:9090,https://b/prom}") == "http://a:9090,https://b/prom"
+
+
 def test_agent_privileged_or_with_named_capabilities() -> None:
     """Privileged is swapped for the few capabilities, SYS_ADMIN only where asked for."""
     assert container(render(), "DaemonSet", "podgraft-agent")["securityContext"]["privileged"] is True

@@ -40,7 +40,8 @@ class Fleet(RuleBasedStateMachine):
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.strategy: dict[str, Any] = {"maxParallel": 2}
         self.spec = self.parsed(paused=False)
-        self.bundle: BundleRef | None = BUNDLES["a"]
+        self.named = BUNDLES["a"]
+        self.bundle: BundleRef | None = self.named
         self.asked: dict[str, str] = {}
         self.leaving = False
         # The resources: status of the LivePatch, items of the NodePatches and the reports on them.
@@ -148,21 +149,24 @@ class Fleet(RuleBasedStateMachine):
             self.items[change.id] = (change.node, change.item.model_copy(update={"version": self.version}))
 
     def check_steps(self, after: RolloutStatus | None) -> None:
-        """A pause is left when its time is over, or somebody resumed, and not before."""
-        steps = self.spec.strategy.steps
-        if after is None or after.complete or after.failure is not None:
+        """A pause is left when its time is over, or somebody resumed, and not before; none is left out."""
+        if after is None or after.complete:
             self.pause = None
             return
-        here = (after.digest + after.steps, after.step)
-        if self.pause is not None:
-            rollout, step, since, resume = self.pause
-            pause = steps[step].pause if step < len(steps) and rollout == here[0] else None
-            if pause is not None and after.step > step:
+        key, steps = after.digest + after.steps, self.spec.strategy.steps
+        rollout, step, since, resume = self.pause or ("", 0, self.now, None)
+        if rollout != key or after.step < step:
+            step, since, resume = 0, self.now, self.asked.get(RESUME)
+        for index in range(step, after.step):
+            pause = steps[index].pause
+            if pause is not None:
                 waited = pause.seconds is not None and self.now - since >= timedelta(seconds=pause.seconds)
-                assert waited or self.asked.get(RESUME) != resume, "a pause was cut short"
-        known = self.pause is not None and self.pause[:2] == here
-        if not known:
-            self.pause = (*here, self.now, self.asked.get(RESUME))
+                resumed = self.asked.get(RESUME) != resume
+                assert index == step, "a pause was left out"
+                assert waited or resumed, "a pause was cut short"
+        if rollout != key or after.step != step:
+            since, resume = self.now, self.asked.get(RESUME)
+        self.pause = (key, after.step, since, resume)
 
     def begun(self) -> int:
         """Pods of the selector with the bundle that is rolled out, but for other builds and silent nodes."""
@@ -188,7 +192,7 @@ class Fleet(RuleBasedStateMachine):
         allowed = [share(one.pods, len(self.targets())) for one in steps[: memory.step + 1] if one.pods is not None]
         assert self.begun() <= max([before, *allowed]), "more pods than the step allows"
 
-    @initialize(count=st.integers(0, 5), steps=st.sampled_from(STEPS), health=st.sampled_from(HEALTH))
+    @initialize(count=st.integers(2, 6), steps=st.sampled_from(STEPS), health=st.sampled_from(HEALTH))
     def start(self, count: int, steps: list[dict[str, Any]], health: dict[str, Any] | None) -> None:
         for number in range(count):
             self.come(number)
@@ -208,6 +212,25 @@ class Fleet(RuleBasedStateMachine):
         self.look()
         for key in sorted(self.items) if answered else ():
             self.obey(key)
+
+    @rule(times=st.integers(1, 5), seconds=st.sampled_from([5, 30, 90]))
+    def sail(self, times: int, seconds: int) -> None:
+        """Nothing happens for a while."""
+        self.bundle = self.bundle or self.named
+        for _ in range(times):
+            self.round(answered=True, seconds=seconds)
+
+    @precondition(lambda self: self.begun())
+    @rule(data=st.data(), metric=st.booleans())
+    def spoil(self, data: st.DataObject, metric: bool) -> None:
+        """What was patched is not well, and the operator sees it."""
+        if metric:
+            self.measure(2.0)
+        else:
+            uids = {one.item.pod.uid for one in self.placed()} & self.pods.keys()
+            one = self.pods[data.draw(st.sampled_from(sorted(uids)))]
+            self.pods[one.pod.uid] = Target(one.node, one.pod, one.containers, ready=False, restarts=one.restarts + 1)
+        self.look()
 
     @rule(seconds=st.integers(1, 700))
     def wait(self, seconds: int) -> None:
@@ -281,12 +304,12 @@ class Fleet(RuleBasedStateMachine):
         one = data.draw(st.sampled_from(self.late))
         self.reports[one.id] = one
 
-    @rule(name=st.sampled_from("abc"), paused=st.booleans())
+    @rule(name=st.sampled_from("abc"), paused=st.sampled_from([False, False, True]))
     def edit(self, name: str, paused: bool) -> None:
         """The user names another bundle, or the same again."""
         if self.bundle != BUNDLES[name] and self.memory is not None and self.memory.digest != BUNDLES[name].digest:
             self.shut, self.reverting = False, self.reverting if self.reverting != BUNDLES[name].digest else None
-        self.bundle = BUNDLES[name]
+        self.bundle = self.named = BUNDLES[name]
         self.spec = self.parsed(paused=paused)
 
     @rule(
@@ -321,10 +344,10 @@ class Fleet(RuleBasedStateMachine):
     def unselect(self, data: st.DataObject) -> None:
         self.selected.discard(data.draw(st.sampled_from(sorted(self.pods))))
 
-    @precondition(lambda self: self.version > 8)
-    @rule()
-    def delete(self) -> None:
-        self.leaving = True
+    @precondition(lambda self: self.version > 12)
+    @rule(sure=st.sampled_from([False, False, False, True]))
+    def delete(self, sure: bool) -> None:
+        self.leaving = self.leaving or sure
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
@@ -337,8 +360,8 @@ class Fleet(RuleBasedStateMachine):
         for uid, one in self.pods.items():
             back = one.containers or (ContainerRef(name="c", id=f"{int(uid[1:]):02x}ff" * 16),)
             self.pods[uid] = Target(one.node, one.pod, back, ready=one.ready, restarts=one.restarts)
-        for _ in range(60):
-            self.now += timedelta(seconds=30)
+        for _ in range(40):
+            self.now += timedelta(seconds=45)
             self.look()
             for key in sorted(self.items):
                 self.obey(key)
@@ -346,7 +369,7 @@ class Fleet(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """When events stop, reverts are done; when people have resumed what is paused, all have what is wanted."""
-        self.bundle = self.bundle or BUNDLES["a"]
+        self.bundle = self.named
         self.settle()
         if self.reverting is not None:
             assert NAMES[self.reverting] not in self.inside.values(), "a revert was forgotten"
