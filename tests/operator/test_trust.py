@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from apiserver import Json
 from installed import SYSTEM
 from stage import KEY, NEXT_KEY, STRANGER, Cluster, make_graft, wait
 
@@ -23,14 +24,20 @@ def replace_bundle(cluster: Cluster, data: bytes) -> None:
     cluster.api.patch(cluster.path("configmaps", "fix"), {"binaryData": content})
 
 
-def test_keys_rotate_without_touching_a_process(cluster: Cluster) -> None:
-    """A bundle that is signed once more is the same patch: agents get the new signature, and no new work."""
+def roll_out(cluster: Cluster) -> list[Json]:
+    """Have one pod patched by a bundle that the old key has signed; return the work of its node."""
     cluster.add_pod("redis-0", 0)
     cluster.add_config_map(make_graft())
     cluster.apply()
-    before = cluster.wait_items(0)
+    items = cluster.wait_items(0)
     cluster.answer(0)
     cluster.wait_condition("Ready", "Patched")
+    return items
+
+
+def test_keys_rotate_without_touching_a_process(cluster: Cluster) -> None:
+    """A bundle that is signed once more is the same patch: agents get the new signature, and no new work."""
+    before = roll_out(cluster)
     assert signed_by(cluster) == [OLD]
     replace_bundle(cluster, make_graft(keys=(KEY, NEXT_KEY, STRANGER)))
     wait(lambda: signed_by(cluster) == sorted([OLD, NEW]), "the second key is told")
@@ -43,12 +50,7 @@ def test_keys_rotate_without_touching_a_process(cluster: Cluster) -> None:
 
 def test_a_bundle_that_lost_its_signature_stops_nothing_that_is_done(cluster: Cluster) -> None:
     """An unsigned bundle in place of the signed one is told; what is patched stays, and deleting reverts it."""
-    cluster.add_pod("redis-0", 0)
-    cluster.add_config_map(make_graft())
-    cluster.apply()
-    before = cluster.wait_items(0)
-    cluster.answer(0)
-    cluster.wait_condition("Ready", "Patched")
+    before = roll_out(cluster)
     replace_bundle(cluster, make_graft(keys=()))
     cluster.wait_condition("Stalled", "UnsignedBundle")
     assert cluster.items(0) == before
