@@ -97,8 +97,8 @@ demo-local: install ## The same with one process and no cluster
 	@$(BIN)/python -m hack.demo --local
 
 .PHONY: bench
-bench: install ## Do running threads see longer gaps while a program is patched? (not a test: the machine's noise is printed beside)
-	@$(BIN)/python bench/gaps.py
+bench: install ## Measure, compare with the goals, write docs/bench (about 45 min; BENCH="--quick" or "threads size" for less)
+	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: killtest torture fuzz
 fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)

@@ -24,11 +24,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from podgraft_bundle.errors import Reason
 from tests.engine import forge
 from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, Target
 from tests.torture.engines import Outcome, run
-
-from podgraft_bundle.errors import Reason
 
 SEED = 20261124
 # Nothing that runs has seen anything yet: the process must be as it was, but for our own mappings.

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from podgraft_engine.steps import Step
 from tests.torture.engines import Engine, Outcome, run
 from tests.torture.subjects import Crowd, RedisServer, Subject
-
-from podgraft_engine.steps import Step
 
 SEED = 20261124
 ROUNDS_OF_A_LIFE = 6

@@ -8,13 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Protocol, Self
 
-from tests.engine import forge
-from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, Target
-
 from hack.demo import bundle as demo
 from hack.demo import observable
 from hack.images.contents import load_generator
 from hack.sources import redis
+from tests.engine import forge
+from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, Target
 
 PATIENCE_S = 5.0
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.engine import forge
 from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, run_target
 from tests.torture.engines import run

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from tests.torture.killtest import SEED, Campaign, Tally
 from tests.torture.subjects import Crowd
 

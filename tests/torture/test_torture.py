@@ -4,6 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from tests.torture.torture import PROGRAMS, SEED, Bench
 
 CYCLES = 2

@@ -21,13 +21,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.engine import forge
-from tests.engine.conftest import Target
-from tests.torture.engines import Outcome, run
-
 from podgraft_engine.helper import block
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
+from tests.engine import forge
+from tests.engine.conftest import Target
+from tests.torture.engines import Outcome, run
 
 SOURCES = Path(__file__).parent / "programs"
 FUNCTIONS = ["left", "right"]

@@ -172,7 +172,9 @@ def _tid_here(process: Process, tid: int) -> int:
 
     The last number of NSpid (proc_pid_status(5)) is the thread's own; 0 when the thread has ended.
     """
-    known = ((seen, process.status(seen).get("NSpid", str(seen)).split()) for seen in process.threads())
+    # Most often both numbers are the same one.
+    tids = [tid, *process.threads()] if process.has(tid) else process.threads()
+    known = ((seen, process.status(seen).get("NSpid").split()) for seen in tids)
     return next((seen for seen, numbers in known if numbers and int(numbers[-1]) == tid), 0)
 
 

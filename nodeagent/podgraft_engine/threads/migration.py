@@ -60,8 +60,11 @@ class Points(Protocol):
     def migrated(self) -> dict[int, bool]:
         """Return who has migrated by itself, by the thread's own number for itself: at a declared point?"""
 
+    def takes_nudges(self, sleep: SleepState) -> bool:
+        """Tell whether a sleeping thread is one that looks again and sleeps on."""
+
     def nudge(self, sleep: SleepState) -> bool:
-        """Wake a sleeping thread, if it is one that looks again and sleeps on."""
+        """Wake a sleeping thread that takes nudges."""
 
 
 class Migration:
@@ -128,7 +131,8 @@ class Migration:
             if key not in self.tally.done:
                 self._done(key, Outcome(QUIESCENT, "point" if declared else "wakeup"), len(keys))
         left = [key for key in keys if key not in self.tally.done]
-        self._late = {key: late for key, late in self._late.items() if key in left}
+        there = set(left)
+        self._late = {key: late for key, late in self._late.items() if key in there}
         self._only_known_ones = all(key in self._first or key in self._late for key in left)
         if not left:
             return True
@@ -168,7 +172,9 @@ class Migration:
         return True
 
     def _nudge(self, key: ThreadKey, sleep: SleepState) -> bool:
-        if self._nudged[key] == NUDGES or not self._mover.may_be_nudged(key[0], sleep):
+        if self._nudged[key] == NUDGES or not self._points.takes_nudges(sleep):
+            return False
+        if not self._mover.may_be_nudged(key[0], sleep):
             return False
         self._nudged[key] += 1
         return self._points.nudge(sleep)

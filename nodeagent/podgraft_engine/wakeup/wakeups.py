@@ -103,17 +103,21 @@ class Wakeups:
             for start, end in module.exported_range(name)
         ]
 
-    def nudge(self, sleep: SleepState) -> bool:
-        """Wake one thread that waits on a futex inside the C library, which looks again and goes on waiting.
+    def takes_nudges(self, sleep: SleepState) -> bool:
+        """Tell whether a thread waits on a futex inside the C library, which looks again and goes on waiting.
 
         futex(2): a wait may end without a reason, and glibc's locks, conditions and joins allow for it. A program's own
         futex calls, which go through syscall(), are left alone.
         """
+        if sleep.nr != syscalls.FUTEX or sleep.args[1] & 127 not in _FUTEX_WAITS:
+            return False
         module = self._finder.module_at(sleep.pc)
-        if sleep.nr != syscalls.FUTEX or sleep.args[1] & 127 not in _FUTEX_WAITS or module is None:
+        if module is None or not module.is_glibc:
             return False
-        if not module.is_glibc or any(start <= sleep.pc < end for start, end in module.exported_range("syscall")):
-            return False
+        return not any(start <= sleep.pc < end for start, end in module.exported_range("syscall"))
+
+    def nudge(self, sleep: SleepState) -> bool:
+        """Wake one thread that takes nudges."""
         operation = _FUTEX_WAKE | sleep.args[1] & _FUTEX_PRIVATE
         return self._helper.call(syscalls.FUTEX, sleep.args[0], operation, 1) >= 0
 

@@ -1,0 +1,204 @@
+"""What do the clients of a Redis under steady load notice: of a patch, of a barrier, of a restart?
+
+The load is open-loop: a request's latency counts from the moment it was due. One run, in rounds; each round has the
+same intervals in an order drawn anew: nothing (twice: what differs between the two is noise), two engines that only
+check, two barriers, one apply and one revert. The restarts come last.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.harness import Options, build_barrier, engine, goal, markdown, percentiles, stop_all
+from bench.pictures import figure, save
+from bench.server import CONNECTIONS, RATE, Server
+from hack.demo import bundle
+from hack.sources import redis
+
+KINDS = ("quiet", "quiet again", "check", "patch", "barrier")
+COLORS = dict(zip((*KINDS, "restart"), ("#8794a1", "#c3cbd3", "#e9a13b", "#2a9d8f", "#c0392b", "#7a5fa5"), strict=True))
+INTERVAL_S = 2.0
+CYCLES, QUICK_CYCLES, RESTARTS = 200, 3, 3
+WARM_UP_S = 2.0
+HOLD_US = 50
+SHOWN = (50.0, 99.0, 99.9, 99.99, 100.0)
+CURVE = 100 - np.logspace(2, -2.3, 120)
+WORST_RATIO, MOST_HELD_US = 1.05, 100.0
+RESAMPLES = 500
+
+Latencies = NDArray[np.float64]
+Window = tuple[str, float, float]
+
+
+class Run:
+    """The intervals of one run, and what was seen of the threads in them."""
+
+    def __init__(self, server: Server, file: str, barrier: Path) -> None:
+        self.server = server
+        self.windows: list[Window] = []
+        self.held: list[float] = []
+        self.took: list[float] = []
+        self.stops: list[float] = []
+        self._file = file
+        self._barrier = barrier
+
+    def interval(self, kind: str, action: Callable[[], None] | None) -> None:
+        """Let an interval of a kind pass; it is longer than the others only if its action is."""
+        began, until = time.time(), time.monotonic() + INTERVAL_S
+        if action is not None:
+            action()
+        time.sleep(max(until - time.monotonic(), 0))
+        self.windows.append((kind, began, time.time()))
+
+    def check(self) -> None:
+        """Start two engines that touch nothing: what they cost the machine is in `patch` as well."""
+        for _ in range(2):
+            engine(self.server.pid, op="check", bundle=self._file)
+
+    def patch(self) -> None:
+        """Apply and revert."""
+        applied = engine(self.server.pid, op="apply", bundle=self._file)
+        reverted = engine(self.server.pid, op="revert", name=bundle.NAME)
+        self.held += applied.holds_us() + reverted.holds_us()
+        self.took.append(applied.wall_s + reverted.wall_s)
+
+    def stop_all(self) -> None:
+        """Two barriers, for apply and for revert."""
+        for _ in range(2):
+            self.stops.append(stop_all(self._barrier, self.server.pid, HOLD_US)["total_ns"] / 1e3)
+            time.sleep(INTERVAL_S / 3)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Measure all kinds of intervals in one run."""
+    cycles = options.cycles or (QUICK_CYCLES if options.quick else CYCLES)
+    source, file, barrier = redis.prepare(), str(bundle.ensure()), build_barrier(options.work)
+    order = random.Random(options.seed)  # noqa: S311 (a schedule that can be repeated)
+    with ExitStack() as stack:
+        this = Run(Server(stack, source, options.work), file, barrier)
+        actions = {"check": this.check, "patch": this.patch, "barrier": this.stop_all}
+        time.sleep(WARM_UP_S)
+        this.patch()
+        this.held.clear()
+        this.took.clear()
+        for _ in range(cycles):
+            for kind in order.sample(KINDS, len(KINDS)):
+                this.interval(kind, actions.get(kind))
+        for _ in range(RESTARTS):
+            this.interval("restart", this.server.restart)
+        time.sleep(1)
+        records = this.server.records()
+    return {
+        "cycles": cycles,
+        "rate": CONNECTIONS * RATE,
+        **summarize(records, this.windows, options.seed),
+        "held_us": percentiles(this.held),
+        "patch_s": percentiles(this.took),
+        "barrier_us": percentiles(this.stops),
+    }
+
+
+def charged(records: "NDArray[Any]", interval_us: int) -> tuple[NDArray[np.int64], Latencies]:
+    """Return when requests were due (µs) and their latencies (ms), with those that a broken connection kept back.
+
+    The generator sends nothing while it reconnects. Each request that was due meanwhile, and the one that was lost, is
+    charged with the time until the connection was back: one interval before the first request of the new connection.
+    """
+    dues, latencies = [records["due_us"].astype(np.int64)], [records["latency_us"] / 1e3]
+    for connection in np.unique(records["connection"]):
+        mine = records[records["connection"] == connection]
+        for at in np.flatnonzero(mine["flags"] & 2):
+            back = int(mine["due_us"][at]) - interval_us
+            missed = np.arange(int(mine["due_us"][at - 1]), back, interval_us)
+            dues.append(missed)
+            latencies.append((back - missed) / 1e3)
+    return np.concatenate(dues), np.concatenate(latencies)
+
+
+def summarize(records: "NDArray[Any]", windows: list[Window], seed: int) -> dict[str, Any]:
+    """Return percentiles by kind of interval, in ms, and the spread of the ratios over rounds."""
+    due, latency = charged(records, 1_000_000 // RATE)
+    groups: dict[str, list[Latencies]] = {}
+    for kind, start, end in windows:
+        groups.setdefault(kind, []).append(latency[(due >= start * 1e6) & (due < end * 1e6)])
+    kinds: dict[str, dict[str, Any]] = {}
+    for kind, values in groups.items():
+        everything = np.concatenate(values)
+        kinds[kind] = {
+            "requests": everything.size,
+            "failed": 0,
+            "shown": [round(float(value), 4) for value in np.percentile(everything, SHOWN)],
+            "curve": [round(float(value), 4) for value in np.percentile(everything, CURVE)],
+        }
+    lost = records["due_us"][records["flags"] & 1 != 0] / 1e6
+    for kind, start, end in windows:
+        kinds[kind]["failed"] += int(np.count_nonzero((lost >= start) & (lost < end)))
+    return {"kinds": kinds, "spread": _spread(groups, seed)}
+
+
+def _spread(groups: dict[str, list[Latencies]], seed: int) -> dict[str, list[float]]:
+    """Return where 90 % of the ratios at p99.9 to the quiet intervals lie when whole rounds are drawn again."""
+    generator = np.random.default_rng(seed)
+    spread = {}
+    for kind in (kind for kind in KINDS[1:] if kind in groups):
+        rounds = len(groups[kind])
+        ratios = []
+        for _ in range(RESAMPLES):
+            drawn = generator.integers(rounds, size=rounds)
+            over, under = ([groups[name][turn] for turn in drawn] for name in (kind, "quiet"))
+            ratios.append(np.percentile(np.concatenate(over), 99.9) / np.percentile(np.concatenate(under), 99.9))
+        spread[kind] = [round(float(value), 3) for value in np.percentile(ratios, (5, 95))]
+    return spread
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    base = result["kinds"]["quiet"]["shown"]
+    names = [*(f"p{percentile:g}" for percentile in SHOWN[:-1]), "max"]
+    rows, ratios = [], []
+    for kind, values in result["kinds"].items():
+        figures = [f"{value:.3f}" for value in values["shown"]]
+        rows.append((kind, f"{values['requests']:,}", values["failed"], *figures))
+        spread = result["spread"].get(kind)
+        over = [f"{value / quiet:.2f}" for value, quiet in zip(values["shown"], base, strict=True)]
+        ratios.append((kind, *over, f"{spread[0]:.2f} to {spread[1]:.2f}" if spread else "-"))
+    parts = (
+        f"{result['cycles']} rounds, {result['rate']:,} requests a second; latency in ms.",
+        markdown(("interval", "requests", "failed", *names), rows),
+        "Over the quiet intervals, and where 90 % of the ratios at p99.9 lie when the rounds are drawn again:",
+        markdown(("interval", *names, "p99.9, 90 %"), ratios),
+        "\n".join(_goals(result)),
+    )
+    return "\n\n".join(parts)
+
+
+def _goals(result: dict[str, Any]) -> list[str]:
+    worst = {kind: values["shown"][2] for kind, values in result["kinds"].items()}
+    held, stops = result["held_us"], result["barrier_us"]
+    ratio = {kind: value / worst["quiet"] for kind, value in worst.items()}
+    return [
+        goal("p99.9, patch over quiet", ratio["patch"], WORST_RATIO),
+        f"* p99.9, quiet again over quiet (noise): {ratio['quiet again']:.3f}",
+        f"* p99.9, patch over check (engines that do nothing): {worst['patch'] / worst['check']:.3f}",
+        f"* p99.9, barrier over quiet: {ratio['barrier']:.3f}, goal: visibly worse than patch",
+        goal("hold of one thread, p99", held["p99"], MOST_HELD_US, " µs"),
+        f"* {held['count']} holds of one thread: p50 {held['p50']:.0f} µs, longest {held['max']:.0f} µs",
+        f"* the barrier stopped all threads at once for {stops['p50']:.0f} µs (p50), {stops['max']:.0f} µs (longest)",
+        f"* apply and revert took {result['patch_s']['p50']:.2f} s (p50) with two starts of Python",
+    ]
+
+
+def plot(result: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw latency by percentile for all kinds."""
+    drawing, (axes,) = figure("Redis under open-loop load", 1)
+    for kind, values in result["kinds"].items():
+        axes.loglog(100 / (100 - CURVE), values["curve"], label=kind, color=COLORS[kind], linewidth=1.4)
+    axes.set_xticks([1, 10, 100, 1000, 10000], ["0", "p90", "p99", "p99.9", "p99.99"])
+    axes.set(xlabel="percentile", ylabel="latency from the moment due (ms)")
+    return save(drawing, folder / "latency")

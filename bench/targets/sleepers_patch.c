@@ -1,0 +1,6 @@
+#include <stdint.h>
+
+uint64_t work(uint64_t x)
+{
+	return x * 6364136223846793005u + 3;
+}
