@@ -37,6 +37,10 @@ __asm__(".intel_syntax noprefix\n"
 	" mov r12d, 1\n lea rax, [rbx+r12]\n pop r12\n .cfi_adjust_cfa_offset -8\n pop rbx\n"
 	" .cfi_adjust_cfa_offset -8\n ret\nfinish behind_saved\n .skip 3, 0x90\n"
 
+	/* its caller has something in rbx, which the site lies behind a change of */
+	"begin needs_rbx\n push rbx\n .cfi_adjust_cfa_offset 8\n mov ebx, 4711\n call behind_saved\n cmp ebx, 4711\n je 1f\n"
+	" mov rax, -1\n1: pop rbx\n .cfi_adjust_cfa_offset -8\n ret\nfinish needs_rbx\n .skip 3, 0x90\n"
+
 	/* js with a distance of four bytes: the flags of the instruction before are in use at the site */
 	"begin flags_in_use\n xor eax, eax\n test rdi, rdi\n .byte 0x0f, 0x88\n .long 1f-.-4\n"
 	" lea rax, [rdi+1]\n ret\n1: mov rax, rdi\n add rax, 1\n ret\nfinish flags_in_use\n .skip 3, 0x90\n"
@@ -67,7 +71,7 @@ __asm__(".intel_syntax noprefix\n"
 	".att_syntax\n");
 
 typedef long function(long, ...);
-extern function short_to_hole, short_by_chain, punned, first_a_call, behind_saved, flags_in_use, loops_to_entry,
+extern function short_to_hole, short_by_chain, punned, first_a_call, needs_rbx, flags_in_use, loops_to_entry,
     loops_through_hole, one_byte, crosses_page, crosses_page_alone, last_byte_of_page;
 
 __attribute__((noinline)) long landing_pad(long x)
@@ -86,7 +90,7 @@ __attribute__((noinline, patchable_function_entry(16, 14))) long nops_around_ent
 }
 
 static function *volatile functions[] = {
-    short_to_hole,	short_by_chain,		  punned,		      first_a_call,	 behind_saved,
+    short_to_hole,	short_by_chain,		  punned,		      first_a_call,	 needs_rbx,
     flags_in_use,	loops_to_entry,		  crosses_page,		      crosses_page_alone, last_byte_of_page,
     loops_through_hole,
     (function *)landing_pad, (function *)nops_at_entry, (function *)nops_around_entry, one_byte,
