@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_MEMBER = re.compile(r"^(\S.*?\.a)\(([^()]+)\)", re.MULTILINE)
+# A path has no two blanks in a row: ld pads with them before the file that needed a shared library (ldlang.c).
+_MEMBER = re.compile(r"^(\S(?:(?!  ).)*?\.a)\(([^()]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
 
 
