@@ -137,7 +137,7 @@ def start_agent(cluster: Cluster, tmp_path: Path, trust_dir: Path) -> StartAgent
         command: list[str | Path] = [*prefix, Path(sys.executable).parent / "podgraft-agent"]
         try:
             with running(command, log, env=environment | port | more) as process:
-                wait(lambda: listens(port["PODGRAFT_HEALTH_PORT"]), "the agent is up")
+                wait(lambda: listens(port["PODGRAFT_HEALTH_PORT"]), "the agent is up", 90)
                 process.metrics_port = port["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
                 process.log = log  # type: ignore[attr-defined]
                 yield process

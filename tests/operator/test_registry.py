@@ -183,10 +183,11 @@ def endless(one: Quiet) -> None:
 
 
 def dripping(one: Quiet) -> None:
+    """Send a byte now and then, for 20 s."""
     one.send_response(200)
     one.end_headers()
     try:
-        for _ in range(100):
+        for _ in range(200):
             one.wfile.write(b"x")
             time.sleep(0.1)
     except OSError:
@@ -194,7 +195,7 @@ def dripping(one: Quiet) -> None:
 
 
 def away(one: Quiet) -> None:
-    one.answer(307, b"", Location="http://localhost:1/blob?secret=42")
+    one.answer(307, b"", Location="http://localhost:1/blob?secret=tell-nobody")
 
 
 BOMB = b"[" * 60_000
@@ -224,7 +225,7 @@ def test_a_registry_that_lies(manifest: bytes, blob: Callable[[Quiet], None], re
     with liar(manifest, blob) as reference:
         began = time.monotonic()
         assert refused(lambda: pull(reference, Access(seconds=2))) is reason
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 15
 
 
 def test_secrets_of_a_redirect_are_not_told() -> None:
@@ -232,7 +233,7 @@ def test_secrets_of_a_redirect_are_not_told() -> None:
     with liar(manifest_of(GRAFT), away) as reference, pytest.raises(PodgraftError) as caught:
         pull(reference, Access(plain_http=("localhost:1",)))
     assert caught.value.reason is Reason.REGISTRY_UNREACHABLE
-    assert "42" not in caught.value.detail + caught.value.hint
+    assert "tell-nobody" not in caught.value.detail + caught.value.hint
 
 
 @pytest.mark.usefixtures("operator")
@@ -274,4 +275,4 @@ def test_a_slow_registry_delays_nobody_else(cluster: Cluster) -> None:
         cluster.apply()
         cluster.wait_items(0)
         assert cluster.conditions("slow")["Reconciling"]["reason"] == "PullingBundle"
-        wait(lambda: cluster.conditions("slow")["Stalled"]["reason"] == Reason.BUNDLE_CORRUPT, "it ends at last", 30)
+        wait(lambda: cluster.conditions("slow")["Stalled"]["reason"] == Reason.BUNDLE_CORRUPT, "it ends at last", 60)
