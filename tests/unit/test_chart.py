@@ -140,8 +140,9 @@ SWITCHES = [f"monitoring.{part}.enabled=true" for part in ("podMonitor", "rules"
 
 def test_monitoring_is_asked_for() -> None:
     """Without values nothing of the Prometheus operator is rendered: its CRDs may not be there."""
-    kinds = {body["kind"] for body in render()}
-    assert not kinds & {"PodMonitor", "PrometheusRule", "ConfigMap"}
+    objects = render()
+    assert not {body["kind"] for body in objects} & {"PodMonitor", "PrometheusRule"}
+    assert "podgraft-dashboard" not in {body["metadata"]["name"] for body in objects}
 
 
 def test_monitoring_finds_both_programs() -> None:

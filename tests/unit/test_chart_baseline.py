@@ -56,7 +56,7 @@ def test_there_is_nothing_else_that_runs(rendered: tuple[str, list[Json]]) -> No
 
 
 def test_containers(rendered: tuple[str, list[Json]]) -> None:
-    """Read-only root, limits, probes, a fixed tag, no ports but the one of probes and metrics, no host's network."""
+    """Read-only root, limits, probes, a fixed tag, no ports but those of probes and metrics, no host's network."""
     _, objects = rendered
     for name, spec in pods(objects).items():
         (container,) = spec["containers"]
@@ -66,7 +66,7 @@ def test_containers(rendered: tuple[str, list[Json]]) -> None:
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}
         assert container["livenessProbe"]
         assert container["readinessProbe"]
-        assert [port["name"] for port in container["ports"]] == ["health"]
+        assert [port["name"] for port in container["ports"]] == ["health", "metrics"]
         assert not any("hostPort" in port for port in container["ports"])
         assert container["image"].rpartition(":")[2] not in {"", "latest"}
         assert not any("secretKeyRef" in str(variable) for variable in container["env"])
