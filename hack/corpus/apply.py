@@ -66,7 +66,8 @@ def apply(corpus: Corpus, ground: Ground, built: Built) -> Applied:
             return Applied(**known)
     with step(f"{ground.case.name}: apply under load"), tempfile.TemporaryDirectory(dir=work()) as name:
         result = _apply_in(corpus, ground, Path(name))
-    kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+    if not result.problems:  # what went wrong is tried again by the next run
+        kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
     return result
 
 

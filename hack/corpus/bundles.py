@@ -83,7 +83,8 @@ def build(corpus: Corpus, ground: Ground) -> Built:
         (ground.built / plain).touch()
     with step(f"{case.name}: podgraft build"):
         result = _podgraft_build(ground, tree, fix)
-    kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+    if result.verdict != "failed":  # what went wrong is tried again by the next run
+        kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
     return result
 
 
