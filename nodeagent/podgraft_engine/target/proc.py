@@ -181,24 +181,20 @@ class Process:
 
     def maps(self) -> list[Mapping]:
         """Return the memory map, in order of address."""
+        return [parse_mapping(line) for line in self.map_text().rstrip("\n").split("\n")]
+
+    def map_text(self) -> str:
+        """Return /proc/PID/maps as it is; target/maps.py finds single mappings in it."""
         path = self.root / "task" / str(self.living_thread()) / "maps"
         try:
-            lines = path.read_bytes().decode(errors="replace").split("\n")
+            text = path.read_bytes().decode(errors="replace")
         except PermissionError:
             raise denied(self.pid) from None
         except (FileNotFoundError, ProcessLookupError):
             raise self.gone() from None
-        if lines == [""]:  # the address space has gone before the threads
+        if not text:  # the address space has gone before the threads
             raise self.gone()
-        result = []
-        for line in lines:
-            fields = line.split(" ", 5)
-            if len(fields) == 6:
-                place, perms, offset, device, inode, name = fields
-                start, _, end = place.partition("-")
-                name = name.lstrip(" ")
-                result.append(Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name))
-        return result
+        return text
 
     def _read(self, tid: int, name: str) -> str:
         """Read one small file of a thread at once, as the passes over all threads must; empty when it has ended."""
@@ -227,6 +223,13 @@ class Process:
             raise self.gone() from None
         words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
         return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
+
+
+def parse_mapping(line: str) -> Mapping:
+    """Parse one line of maps (proc_pid_maps(5)); the kernel writes a newline in a path as an octal number."""
+    place, perms, offset, device, inode, name = line.split(" ", 5)
+    start, _, end = place.partition("-")
+    return Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name.lstrip(" "))
 
 
 def denied(pid: int) -> Refusal:
