@@ -10,6 +10,9 @@ export PODGRAFT_CACHE := $(CACHE)
 ifneq ($(wildcard ../shared/corpus/sources),)
 export PODGRAFT_SOURCES ?= $(abspath ../shared/corpus/sources)
 endif
+ifneq ($(wildcard ../shared/corpus/cases.tsv),)
+export PODGRAFT_CORPUS ?= $(abspath ../shared/corpus)
+endif
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON := python3
@@ -97,13 +100,34 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Measure, compare with the goals, write docs/bench (about 45 min; BENCH="--quick" or "threads size" for less)
 	@$(BIN)/python -m bench $(BENCH)
 
+.PHONY: killtest torture fuzz
+fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)
+	@$(BIN)/python -m tests.torture.fuzz $(if $(CASES),--cases=$(CASES))
+torture: install ## Patch and revert 24 kinds of programs under load, 200 times each (CYCLES=n)
+	@$(BIN)/python -m tests.torture.torture $(if $(CYCLES),--cycles=$(CYCLES))
+killtest: install ## Kill the engine 1,000 times, at every step, against a loaded program and Redis (KILLS=n)
+	@$(BIN)/python -m tests.torture.killtest $(if $(KILLS),--kills=$(KILLS))
+
+.PHONY: sites
+sites: install ## What share of the functions of common servers and libraries can be patched; writes docs/sites.md
+	@$(BIN)/python -m podgraft_engine.survey --write docs/sites.md $$($(PYTHON) -m hack.programs)
+
+.PHONY: corpus
+corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; root)
+	@$(BIN)/python -m hack.corpus $(ONLY)
+
 .PHONY: asm
-asm: ## Assemble the engine's block anew from its source
+asm: ## Assemble the engine's machine code anew from its sources
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o
+	cd nodeagent/podgraft_engine/wakeup/asm && gcc -c -o wake.o wake.S && objcopy -O binary -j .text wake.o wake.bin && rm wake.o
 
 .PHONY: crds
 crds: $(STAMP) ## Write crds/ anew from the models
 	$(BIN)/python -m podgraft_api.crd
+
+.PHONY: dashboard
+dashboard: $(STAMP) ## Write the chart's Grafana dashboard anew
+	$(BIN)/python -m hack.dashboard
 
 .PHONY: clean
 clean: ## Remove what is built in the tree; the cache stays (rm -rf $(CACHE))

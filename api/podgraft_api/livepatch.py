@@ -6,27 +6,14 @@ from pydantic import Field
 
 from podgraft_api.conditions import Condition
 from podgraft_api.model import Count, Int64, Model, Report, rules
-from podgraft_api.nodepatch import Straggler
+from podgraft_api.nodepatch import Points, Straggler
+from podgraft_api.progress import RolloutStatus
+from podgraft_api.strategy import Strategy
 
 PLURAL = "livepatches"
 FINALIZER = "podgraft.dev/revert"
 MAX_FAILURES = 20
 MAX_STRAGGLERS = 20
-
-Percent = Annotated[
-    int | str,
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            **rules(
-                (
-                    "type(self) == int ? self >= 1 : self.matches('^([1-9][0-9]?|100)%$')",
-                    "must be a positive number or a percentage from 1% to 100%",
-                )
-            ),
-        }
-    ),
-]
 
 
 class ConfigMapSource(Model):
@@ -110,17 +97,6 @@ class LabelSelector(Model):
     match_expressions: Annotated[tuple[Requirement, ...], Field(max_length=64)] | None = None
 
 
-class Strategy(Model):
-    """How fast."""
-
-    max_parallel: Annotated[
-        Percent, Field(description="pods in transition at a time, a number or a part of the matched pods")
-    ] = "25%"
-    thread_deadline_seconds: Annotated[
-        int, Field(ge=1, le=3600, description="how long one attempt waits for a thread before it is reported")
-    ] = 30
-
-
 class LivePatchSpec(Model):
     """What a user wants."""
 
@@ -135,6 +111,13 @@ class LivePatchSpec(Model):
     ] = ()
     paused: Annotated[bool, Field(description="begin nothing new; what is under way is finished")] = False
     strategy: Strategy = Strategy()
+    points: Annotated[
+        Points,
+        Field(
+            description="functions that are points of quiescence: a thread that comes by migrates, whatever is on its "
+            "stack; for code that a long-lived loop never leaves"
+        ),
+    ] = ()
     repatch: Annotated[
         bool,
         Field(
@@ -154,6 +137,7 @@ class BundleInfo(Report):
     name: str
     version: str
     cves: tuple[str, ...] = ()
+    signed_by: Annotated[tuple[str, ...], Field(description="ids of the trusted keys that signed it")] = ()
 
 
 class PodCounts(Report):
@@ -207,6 +191,7 @@ class LivePatchStatus(Report):
     pods: PodCounts | None = None
     threads: ThreadCounts | None = None
     summary: Summary | None = None
+    rollout: RolloutStatus | None = None
     max_held_microseconds: Annotated[float, Field(ge=0)] | None = None
     failures: Annotated[tuple[Failure, ...], Field(max_length=MAX_FAILURES)] | None = None
     failure_count: Count | None = None

@@ -64,6 +64,18 @@ class BundleRef(Model):
     build_id: Annotated[str, Field(description="build id of the module that is patched")]
 
 
+Points = Annotated[
+    tuple[Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")], ...], Field(max_length=16)
+]
+
+
+class Baseline(Model):
+    """How a pod was when it was begun; for the operator's health gate, of no meaning to the agent."""
+
+    ready: bool
+    restarts: Count
+
+
 class Item(Model):
     """One LivePatch in one pod. version: metadata.generation of the NodePatch that last changed this item."""
 
@@ -75,6 +87,8 @@ class Item(Model):
     pod: PodRef
     containers: Annotated[tuple[ContainerRef, ...], Field(min_length=1, max_length=64)]
     thread_deadline_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
+    points: Points = ()
+    baseline: Baseline | None = None
 
 
 class NodePatchSpec(Model):
@@ -164,6 +178,14 @@ def item_id(live_patch_uid: str, pod_uid: str) -> str:
 def chunk_name(digest: str, index: int) -> str:
     """Return the name of the ConfigMap that holds chunk `index` of a bundle."""
     return f"podgraft-bundle-{digest.removeprefix('sha256:')}-{index}"
+
+
+def signatures_name(digest: str) -> str:
+    """Return the name of the ConfigMap that holds the signatures of a bundle: key id -> base64 of the signature.
+
+    They are not in the chunks: those never change, and a bundle may be signed once more.
+    """
+    return f"podgraft-bundle-{digest.removeprefix('sha256:')}-signatures"
 
 
 CHUNK_KEY = "chunk"

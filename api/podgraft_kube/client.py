@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -38,23 +39,25 @@ class ApiError(Exception):
 
 # What a request can fail with while the API server is away: worth another try.
 UNAVAILABLE = (aiohttp.ClientError, TimeoutError, ConnectionError)
+# Told of every request: method, HTTP code (0: no answer), seconds to the head of the answer.
+Observer = Callable[[str, int, float], None]
 
 
 class Kube:
     """JSON requests with the credentials of the pod, or of KUBECONFIG outside of one."""
 
-    def __init__(self, api: ApiClient) -> None:
-        self._api = api
+    def __init__(self, api: ApiClient, observe: Observer | None = None) -> None:
+        self._api, self._observe = api, observe
 
     @classmethod
-    async def connect(cls) -> Self:
+    async def connect(cls, observe: Observer | None = None) -> Self:
         """Load credentials; raises kubernetes.aio.config.ConfigException when there are none."""
         configuration = Configuration()
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             config.load_incluster_config(client_configuration=configuration)
         else:
             await config.load_kube_config(client_configuration=configuration)
-        return cls(ApiClient(configuration))
+        return cls(ApiClient(configuration), observe)
 
     async def __aenter__(self) -> Self:
         """Return itself; the connection opens with the first request."""
@@ -76,9 +79,15 @@ class Kube:
             auth_settings=["BearerToken"],
         )
         url += f"?{urlencode(query)}" if query else ""
-        answer = await self._api.rest_client.request(
-            method, url, headers=headers, body=send.get("body"), _request_timeout=limit
-        )
+        began, code = time.monotonic(), 0
+        try:
+            answer = await self._api.rest_client.request(
+                method, url, headers=headers, body=send.get("body"), _request_timeout=limit
+            )
+            code = answer.response.status
+        finally:
+            if self._observe is not None:
+                self._observe(method, code, time.monotonic() - began)
         response: aiohttp.ClientResponse = answer.response
         if response.status >= 400:
             raise ApiError.of(response.status, await response.read())

@@ -7,7 +7,7 @@ from iced_x86 import Decoder
 from podgraft_builder import reloc
 from podgraft_builder.compare import Comparison
 from podgraft_builder.frames import frames_of
-from podgraft_builder.objects import SHF_ALLOC, SHF_TLS, Function, Place, Relocation, Section
+from podgraft_builder.objects import SHF_ALLOC, SHF_TLS, WEAK, Function, Place, Relocation, Section
 from podgraft_builder.references import References
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
 from podgraft_bundle.errors import Reason, Refusal
@@ -86,13 +86,11 @@ class Assembly:
 
     def _check_is_new(self, label: str, names: list[str]) -> None:
         """What moves from one file to another exists already: a second copy would live beside it."""
-        running = self.references.running
         for name in names:
-            if any(not known.local for known in running.by_name.get(name, [])):
+            if self._runs(name):
                 raise Refusal(
-                    Reason.UNSUPPORTED_CHANGE,
+                    Reason.MOVED_BETWEEN_FILES,
                     f"{name} is new in {label}, but the running binary has it already, from another file",
-                    "leave functions and variables in the file that they are in",
                 )
 
     def _define(self, label: str, function: Function, section: int) -> None:
@@ -162,9 +160,16 @@ class Assembly:
             if old is not None:
                 symbol = self.references.variable(label, old)
                 return symbol, place.offset - variable.value - bias
+            if variable.bind in WEAK and self._runs(variable.name):
+                # An inline variable of C++ that another object brought into the running binary.
+                symbol = self.references.external(label, variable.name, reloc.R_64, call=False)
+                return symbol, place.offset - variable.value - bias
         elif not target.constant:
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} refers to unnamed data in {target.name}")
         return self._include(label, target.index), place.offset - bias
+
+    def _runs(self, name: str) -> bool:
+        return any(not known.local for known in self.references.running.by_name.get(name, []))
 
     def _string(self, target: Section, place: Place) -> tuple[int, int]:
         """Copy a string into the patch, once; all strings share one section of their alignment."""
@@ -188,7 +193,7 @@ class Assembly:
             raise Refusal(
                 Reason.HAND_WRITTEN_ASM, f"{label}: {source.name} refers to code without a function around it"
             )
-        parent = function.name.partition(".cold")[0]
+        parent = comparison.new.parent_of(function)
         entry = place.offset == function.start and function.name == parent
         # Jump tables and .eh_frame speak of places inside a function, also where that is its first byte.
         inside = not entry or call or (not source.executable and item.type == reloc.R_PC32)

@@ -4,25 +4,30 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.compare import Comparison
+from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
-from podgraft_builder.lines import C_LIKE
 from podgraft_builder.match import Proof
+from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
+from podgraft_builder.reached import last_of_each, left_out, require_seen
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
+from podgraft_builder.verdict import Verdict
 from podgraft_builder.workspace import Workspace
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, ReplacedFunction
 
 Progress = Callable[[str], None]
+Show = Callable[[Explanation], None]
 
 
 @dataclass(frozen=True)
@@ -38,40 +43,60 @@ class Options:
     name: str | None = None
     version: str = "1"
     cves: tuple[str, ...] = ()
+    allow: frozenset[Reason] = frozenset()
 
 
 @dataclass
 class Outcome:
-    """What was built: the bundle, the binary it is for and how that was chosen, and a row for each function."""
+    """What was built: the bundle, the binary it is for and how that was chosen, and why it is as it is."""
 
     bundle: Bundle
     running: Path
     chosen: str
-    functions: list[dict[str, str | int]] = field(default_factory=list)
+    explanation: Explanation
 
 
-def build(options: Options, progress: Progress) -> Outcome:
-    """Build a bundle. Raises Refusal with the reason of the first thing that cannot be patched safely."""
+def build(options: Options, progress: Progress, show: Show = lambda _: None) -> Outcome:
+    """Build a bundle. Raises Refusal with the reason of the first thing that cannot be patched safely.
+
+    show gets the explanation as soon as the builds could be compared, also where they are refused afterwards.
+    """
     if not (options.source.is_dir() and options.patch.is_file()):
         missing = options.patch if options.source.is_dir() else options.source
         raise Refusal(Reason.PATCH_DOES_NOT_APPLY, f"{missing} is not there", "check --source and --patch")
     space = Workspace.create(options.source, options.command)
     try:
-        return _build_in(space, options, progress)
+        return _build_in(space, options, progress, show)
     finally:
         space.remove()
 
 
-def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome:
+def _build_in(space: Workspace, options: Options, progress: Progress, show: Show) -> Outcome:
     space.copy_tree()
     space.apply_patch(options.patch)  # a patch that does not apply must not cost two builds
     path, chosen = _running_binary(space, options, progress)
     running = RunningBinary(path)
     progress(f"running binary: {path} ({chosen}), build id {running.build_id}")
-    pairs = _two_builds(space, options, progress)
+    verdict = Verdict(options.allow)
+    pairs = _two_builds(space, options, progress, verdict)
     comparisons = compare_pairs(pairs)
-    _require_change(comparisons)
-    check_hazards(comparisons, lambda: unchanged_objects(pairs), running)
+    try:
+        check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+        verdict.settle()
+        _require_change(comparisons)
+        bundle = _bundle(comparisons, running, verdict, options, progress)
+    except Refusal as refusal:
+        show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
+        raise
+    explanation = Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards))
+    show(explanation)
+    return Outcome(bundle, path, chosen, explanation)
+
+
+def _bundle(
+    comparisons: dict[str, Comparison], running: RunningBinary, verdict: Verdict, options: Options, progress: Progress
+) -> Bundle:
+    """Prove that the running binary is what was built, and write the bundle."""
     proofs = _prove(comparisons, running, progress)
     _merge_copies(comparisons, proofs)
     assembly = Assembly(comparisons, References(running, proofs))
@@ -82,11 +107,11 @@ def _build_in(space: Workspace, options: Options, progress: Progress) -> Outcome
         cves=sorted(set(options.cves)),
         module=Module(name=options.binary.name, build_id=running.build_id),
         functions=_functions(assembly, proofs, running),
+        overruled=verdict.overruled,
         references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
-    bundle = write_bundle(manifest, data, options.output)
-    return Outcome(bundle, path, chosen, rows(comparisons))
+    return write_bundle(manifest, data, options.output)
 
 
 def _running_binary(space: Workspace, options: Options, progress: Progress) -> tuple[Path, str]:
@@ -108,22 +133,16 @@ def _running_binary(space: Workspace, options: Options, progress: Progress) -> t
     return kept, "built plainly, kept beside the bundle"
 
 
-def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[Pair]:
+def _two_builds(space: Workspace, options: Options, progress: Progress, verdict: Verdict) -> list[Pair]:
     """Build the old tree fully, and of the new one what the patch touches; return the objects of the binary."""
-    progress("old build, one section per function")
-    space.copy_tree()
     binary = space.tree / options.binary
-    stale = (options.source / options.binary).exists()
-    try:
-        if stale:
-            space.clean(archives=True)
-        records = space.build("old")
-    except Refusal:
-        if not stale:
-            raise
-        space.copy_tree()  # some build systems never make their archives again
-        space.clean(archives=False)
-        records = space.build("old")
+    records = space.restore()
+    if records is None:
+        progress("old build, one section per function")
+        records = _old_build(space, options)
+        space.keep()
+    else:
+        progress("old build: the one that is kept from an earlier patch")
     _require_binary(binary, options)
     old_link = link_of(records, binary)
     if old_link is None:
@@ -133,48 +152,44 @@ def _two_builds(space: Workspace, options: Options, progress: Progress) -> list[
             "call the compiler by name (gcc, cc, clang), not by a path",
         )
     old = inputs_of(old_link, space.tree, records)
+    modules = other_modules(records, binary, space.tree)
     progress("new build, what the patch touches")
     patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
     fresh = space.build("new")
     done = {item.output for item in fresh if item.kind == "compile"}
-    forgotten = [r for r in _last(records) if r.depends & patched and r.output not in done]
+    forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
     if forgotten:
         fresh = space.replay(forgotten, "new")
-    _require_seen(patched, old, [*records, *fresh])
+    require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
-    return _pairs(space, old, _with_replayed(new, forgotten, fresh))
+    for text in left_out(space.tree, patched, [*old, *new], records, fresh):
+        progress(text)
+    remade = _remade(forgotten, fresh)
+    after = other_modules([*records, *fresh], binary, space.tree)
+    check_modules(modules, after, remade, space.tree, verdict)
+    return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])
 
 
-def _last(records: list[Record]) -> list[Record]:
-    """Return the last record of each object."""
-    return list({r.output: r for r in records if r.kind == "compile"}.values())
+def _old_build(space: Workspace, options: Options) -> list[Record]:
+    space.copy_tree()
+    stale = (options.source / options.binary).exists()
+    try:
+        if stale:
+            space.clean(archives=True)
+        return space.build("old")
+    except Refusal:
+        if not stale:
+            raise
+        space.copy_tree()  # some build systems never make their archives again
+        space.clean(archives=False)
+        return space.build("old")
 
 
-def _require_seen(patched: set[str], old: list[Input], records: list[Record]) -> None:
-    """A patched source that no compiler saw may be part of an object that the build command did not make."""
-    compiled = [r for r in records if r.kind == "compile"]
-    depends = {name for r in compiled for name in r.depends}
-    unseen = sorted(name for name in patched - depends if Path(name).suffix in C_LIKE)
-    if not unseen:
-        return
-    known = {content_hash(r.copy.read_bytes()) for r in compiled}
-    foreign = [item for item in old if content_hash(item.data) not in known]
-    if foreign:
-        member = foreign[0].member or ""
-        raise Refusal(
-            Reason.UNSUPPORTED_CHANGE,
-            f"{unseen[0]} is patched but was not compiled, and {len(foreign)} objects of the binary were not either"
-            f" ({foreign[0].path.name} {member})",
-            "start from a clean source tree (make distclean) and name the binary with --running",
-        )
-
-
-def _with_replayed(new: list[Input], forgotten: list[Record], fresh: list[Record]) -> list[Input]:
-    """Put what was compiled by itself in the place of archive members that the build left alone."""
+def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:
+    """Return the hash of each object that the build left alone -> what was compiled in its place by itself."""
     made = {r.output: r.copy for r in fresh if r.kind == "compile"}
-    by_content = {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
-    return [Input(i.path, i.member, by_content.get(content_hash(i.data), i.data)) for i in new]
+    return {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
 
 
 def _pairs(space: Workspace, old: list[Input], new: list[Input]) -> list[Pair]:
@@ -252,25 +267,6 @@ def _range(proof: Proof, function: Function, running: RunningBinary) -> Range:
         raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{function.name} has no bytes in {running.path}")
     digest = hashlib.sha256(data).hexdigest()
     return Range(symbol=function.name, offset=named.address, size=named.size, sha256=digest)
-
-
-def rows(comparisons: dict[str, Comparison]) -> list[dict[str, str | int]]:
-    """Return a row per changed function: object, function, why, size old and new in bytes."""
-    return [
-        {
-            "object": label,
-            "function": unit.name,
-            "why": unit.why,
-            "old_size": _size(unit.old, unit.old_parts),
-            "new_size": _size(unit.new, unit.new_parts),
-        }
-        for label, comparison in sorted(comparisons.items())
-        for unit in sorted(comparison.changed.values(), key=lambda c: c.name)
-    ]
-
-
-def _size(function: Function, parts: tuple[Function, ...]) -> int:
-    return function.size + sum(part.size for part in parts)
 
 
 def _default_name(patch: Path) -> str:

@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from podgraft_builder import reloc
-from podgraft_builder.dwarf import static_owners
+from podgraft_builder.dwarf import static_lines, static_owners
+from podgraft_builder.frames import exception_table
+from podgraft_builder.labels import leads_into
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, Symbol, base_name, place_of
 from podgraft_bundle.errors import Reason, Refusal
 
+CLASS_TABLES = ("_ZTV", "_ZTI", "_ZTS", "_ZTT")  # vtable, type information, its name, VTT (Itanium C++ ABI, 5.1.4)
 START_STOP = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
 
 
@@ -23,6 +26,15 @@ class Changed:
     why: str
 
 
+@dataclass(frozen=True)
+class ChangedData:
+    """Existing data that is not as it was; kept: new code may use the variable with the value that it has."""
+
+    reason: Reason
+    detail: str
+    kept: bool
+
+
 @dataclass
 class Comparison:
     """Two objects of one source file.
@@ -34,12 +46,14 @@ class Comparison:
     new: ObjectFile
     changed: dict[str, Changed] = field(default_factory=dict)
     old_of: dict[Symbol, Symbol] = field(default_factory=dict)
+    data: list[ChangedData] = field(default_factory=list)
     _same: dict[tuple[int, int, int, int], bool] = field(default_factory=dict)
 
     def run(self) -> "Comparison":
         """Find the changed functions, then check that existing data is as it was. Raises Refusal."""
         if self.new.lto or self.old.lto:
             raise Refusal(Reason.LTO_OBJECT, f"{self.new.label} holds no machine code but GCC's own language")
+        self._compare_aliases()
         for name, new in self._parents(self.new).items():
             old = self._parents(self.old).get(name)
             if old is not None:
@@ -58,12 +72,14 @@ class Comparison:
 
     @property
     def new_variables(self) -> set[Symbol]:
-        """Return the data symbols that only the new object has."""
+        """Return the data symbols that only the new object has; pointers to type information hold no value."""
         return {
             item
             for items in self.new.variables.values()
             for item in items
-            if item not in self.old_of and not self.new.sections[item.section or 0].constant
+            if item not in self.old_of
+            and not self.new.sections[item.section or 0].constant
+            and not item.name.startswith("DW.ref.")
         }
 
     def continued(self, new: Symbol) -> Symbol | None:
@@ -73,29 +89,53 @@ class Comparison:
             return None
         a, b = self.old.sections[old.section or 0], self.new.sections[new.section or 0]
         if a.constant and b.constant and new.local:
-            return old if self._same_content(a, b, old.value, old.size, new.value, new.size) else None
+            same = self._same_content(a, b, old.value, old.size, new.value, new.size)
+            return old if same and not leads_into(self.new, new, set(self.changed)) else None
         return old
 
     def parts(self, which: ObjectFile, name: str) -> tuple[Function, ...]:
-        """Return the cold parts of a function."""
+        """Return the cold parts of a function; they have the name of its definition, which may be any alias."""
+        names = which.functions[name].aliases
         return tuple(
             item
             for part, item in sorted(which.functions.items())
-            if part.partition(".cold")[0] == name and ".cold" in part and part == item.name
+            if part.partition(".cold")[0] in names and ".cold" in part and part == item.name
         )
 
     def _parents(self, which: ObjectFile) -> dict[str, Function]:
         return {f.name: f for f in which.functions.values() if ".cold" not in f.name}
+
+    def _compare_aliases(self) -> None:
+        """A name that comes to or goes from an existing function would lead to the old one in code that stays."""
+        for name, new in self.new.functions.items():
+            old = self.old.functions.get(name)
+            if old is not None and _given_names(old) != _given_names(new):
+                raise Refusal(
+                    Reason.UNSUPPORTED_CHANGE,
+                    f"{self.new.label}: one function is named {', '.join(old.aliases)} before the patch and"
+                    f" {', '.join(new.aliases)} after it",
+                    "keep aliases as they are; functions that the compiler folds need -fno-ipa-icf",
+                )
 
     def _compare_unit(self, name: str, old: Function, new: Function) -> None:
         old_parts, new_parts = self.parts(self.old, name), self.parts(self.new, name)
         why = self.difference(old, new)
         if why is None and len(old_parts) != len(new_parts):
             why = "cold part came or went"
-        for a, b in zip(old_parts, new_parts, strict=False):
+        pairs = [(old, new), *zip(old_parts, new_parts, strict=False)]
+        for a, b in pairs[1:]:
             why = why or self.difference(a, b)
+        why = why or next((w for a, b in pairs if (w := self._table_difference(a, b))), None)
         if why is not None:
             self.changed[name] = Changed(name, old, new, old_parts, new_parts, why)
+
+    def _table_difference(self, old: Function, new: Function) -> str | None:
+        """What is caught, and where it goes on, stands in a table beside the code."""
+        x, y = exception_table(self.old, old), exception_table(self.new, new)
+        if x is None or y is None:
+            return None if x is y else "exception table came or went"
+        a, b = self.old.sections[x[0]], self.new.sections[y[0]]
+        return None if self._same_content(a, b, x[1], x[2], y[1], y[2]) else "exception table"
 
     def difference(self, old: Function, new: Function) -> str | None:
         """Say how two functions differ, None when they mean the same."""
@@ -153,8 +193,19 @@ class Comparison:
                 self.old_of.setdefault(y, x)
             return same
         if x.local:
-            return self.old_of.setdefault(y, x) == x
+            return self._same_owner(x, y) and self.old_of.setdefault(y, x) == x
         return True
+
+    def _same_owner(self, old: Symbol, new: Symbol) -> bool:
+        """Numbers of static locals change hands; the debug information knows who declares each, and in which line."""
+        if base_name(old.name) == old.name:
+            return True
+        before, after = self._old_owners, self._new_owners
+        a, b = before.get(_place(old)), after.get(_place(new))
+        if a is None or b is None:
+            return a is b
+        twins = any(list(owners.values()).count(a) > 1 for owners in (before, after))
+        return a == b and (not twins or self._old_lines.get(_place(old)) == self._new_lines.get(_place(new)))
 
     def _same_content(  # noqa: PLR0917 (two pieces of data)
         self, a: Section, b: Section, start: int, size: int, new_start: int, new_size: int
@@ -216,6 +267,22 @@ class Comparison:
     def _new_owners(self) -> dict[tuple[int, int], str]:
         return static_owners(self.new.data)
 
+    @cached_property
+    def _old_lines(self) -> dict[tuple[int, int], int]:
+        return static_lines(self.old.data)
+
+    @cached_property
+    def _new_lines(self) -> dict[tuple[int, int], int]:
+        return static_lines(self.new.data)
+
+    def same_section(self, name: str) -> bool:
+        """Say whether the sections of a name are the same in both objects."""
+        a = [s for s in self.old.sections.values() if s.name == name]
+        b = [s for s in self.new.sections.values() if s.name == name]
+        return len(a) == len(b) and all(
+            self._same_content(x, y, 0, x.size, 0, y.size) for x, y in zip(a, b, strict=True)
+        )
+
     def _compare_start_sections(self) -> None:
         """Code that runs once at start or end has run already: it must not change."""
         for name in START_STOP:
@@ -226,7 +293,8 @@ class Comparison:
             )
             if not same:
                 raise Refusal(
-                    Reason.UNSUPPORTED_CHANGE, f"{self.new.label}: {name} changes: static constructors have run already"
+                    Reason.CHANGED_CONSTRUCTOR,
+                    f"{self.new.label}: {name} changes: static constructors have run already",
                 )
 
     def _compare_loose_code(self) -> None:
@@ -242,13 +310,15 @@ class Comparison:
         """Existing variables keep their size and initial value; constants may change where only new code sees them."""
         for new, old in self.old_of.items():
             a, b = self.old.sections[old.section or 0], self.new.sections[new.section or 0]
-            if a.constant and b.constant and new.local:
+            table = new.name.startswith(CLASS_TABLES)
+            if a.constant and b.constant and new.local and not table:
                 continue
             if not self._same_content(a, b, old.value, old.size, new.value, new.size):
                 size = "" if old.size == new.size else f", size {old.size} -> {new.size}"
-                raise Refusal(
-                    Reason.CHANGED_DATA, f"{self.new.label}: initial value of {old.name} ({a.name}) changes{size}"
-                )
+                reason = Reason.CHANGED_VTABLE if table else Reason.CHANGED_DATA
+                detail = f"{self.new.label}: initial value of {old.name} ({a.name}) changes{size}"
+                kept = old.size == new.size and not (a.constant or b.constant)
+                self.data.append(ChangedData(reason, detail, kept))
         for new_items in self.new.variables.values():
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
@@ -269,6 +339,11 @@ class Comparison:
                         " a renamed variable would lose its value",
                         "keep the name of existing variables",
                     )
+
+
+def _given_names(function: Function) -> set[str]:
+    """Return the names that the source gives a function; GCC adds some of its own (`f.localalias`), for one file."""
+    return {name for name in function.aliases if "." not in name}
 
 
 def _place(symbol: Symbol) -> tuple[int, int]:

@@ -11,6 +11,8 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
 _ASSEMBLER = 0x8001  # DW_LANG_Mips_Assembler, what GNU as writes
+_CPP = frozenset({0x04, 0x1A, 0x21, 0x2B, 0x3A, 0x3B})  # DW_LANG_C_plus_plus and its years (DWARF 5, 7.12)
+_STATIC = (0x03, 0x0E)  # DW_OP_addr, DW_OP_const8u: at an address, or thread-local
 _RECORDS = {
     "DW_TAG_structure_type": "struct",
     "DW_TAG_class_type": "class",
@@ -51,17 +53,24 @@ class Layout:
 
 @dataclass
 class Debug:
-    """Types by name ("struct client"), signatures by function, and whether any unit was written in assembler."""
+    """Types by name ("struct client"), signatures by function, types of variables ("count", "function::count").
+
+    noreturn: functions that are declared so. producers: compilers with their flags. cpp, assembler: languages seen.
+    """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+    noreturn: set[str] = field(default_factory=set)
+    producers: set[str] = field(default_factory=set)
+    cpp: bool = False
     assembler: bool = False
     present: bool = False
 
 
 def read_debug(data: bytes) -> Debug:
     """Read the types and signatures at file scope of an object; types inside functions are left out."""
-    elf = ELFFile(io.BytesIO(_without_tls(data)))
+    elf = ELFFile(io.BytesIO(without_tls(data)))
     debug = Debug(present=elf.get_section_by_name(".debug_info") is not None)
     if not debug.present:
         return debug
@@ -71,11 +80,13 @@ def read_debug(data: bytes) -> Debug:
         if language is not None and language.value == _ASSEMBLER:
             debug.assembler = True
             continue
+        debug.producers.add(_name(top, "DW_AT_producer"))
+        debug.cpp = debug.cpp or (language is not None and language.value in _CPP)
         _walk(top, "", debug)
     return debug
 
 
-def _without_tls(data: bytes) -> bytes:
+def without_tls(data: bytes) -> bytes:
     """Blank the relocations of thread-local variables in .debug_info, which pyelftools cannot apply."""
     section = ELFFile(io.BytesIO(data)).get_section_by_name(".rela.debug_info")
     if section is None:
@@ -103,7 +114,35 @@ def _walk(parent: DIE, scope: str, debug: Debug) -> None:
         elif die.tag == "DW_TAG_namespace":
             _walk(die, f"{scope}{name}::", debug)
         elif die.tag == "DW_TAG_subprogram" and name:
-            debug.signatures.setdefault(_name(die, "DW_AT_linkage_name") or name, _signature(die))
+            _function(die, name, debug)
+        elif die.tag == "DW_TAG_variable" and name and _is_static(die):
+            debug.variables[_name(die, "DW_AT_linkage_name") or f"{scope}{name}"] = _type(_target(die), 0)
+
+
+def _function(die: DIE, name: str, debug: Debug) -> None:
+    linked = _name(die, "DW_AT_linkage_name") or name
+    debug.signatures.setdefault(linked, _signature(die))
+    if "DW_AT_noreturn" in die.attributes:
+        debug.noreturn.add(linked)
+    _static_types(die, name, debug)
+
+
+def _static_types(parent: DIE, owner: str, debug: Debug) -> None:
+    """Note the types of the static variables of a function; those of one name are told together."""
+    for die in parent.iter_children():
+        if die.tag == "DW_TAG_variable" and _name(die) and _is_static(die):
+            key, text = f"{owner}::{_name(die)}", _type(_target(die), 0)
+            known = debug.variables.get(key)
+            debug.variables[key] = text if known is None else f"{known}, {text}"
+        elif die.tag == "DW_TAG_lexical_block":
+            _static_types(die, owner, debug)
+
+
+def _is_static(die: DIE) -> bool:
+    location: Any = die.attributes.get("DW_AT_location")
+    return (
+        location is not None and isinstance(location.value, list) and location.value[:1] in ([_STATIC[0]], [_STATIC[1]])
+    )
 
 
 def _layout(die: DIE) -> Layout:
@@ -181,30 +220,37 @@ def static_owners(data: bytes) -> dict[tuple[int, int], str]:
 
     Inlining puts statics of one name into one function; the debug information knows whose they are.
     """
-    elf = ELFFile(io.BytesIO(_without_tls(data)))
+    return {place: f"{owner}::{_name(die)}" for place, owner, die in _statics(data)}
+
+
+def static_lines(data: bytes) -> dict[tuple[int, int], int]:
+    """Return (section, offset) -> line of declaration of the static variables inside functions."""
+    return {place: _number(die, "DW_AT_decl_line") for place, _, die in _statics(data)}
+
+
+def _statics(data: bytes) -> Iterator[tuple[tuple[int, int], str, DIE]]:
+    """Yield place, function and entry of each static variable inside a function."""
+    elf = ELFFile(io.BytesIO(without_tls(data)))
     table, relocations = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".rela.debug_info")
     if not isinstance(table, SymbolTableSection) or not isinstance(relocations, RelocationSection):
-        return {}
+        return
     places: dict[int, tuple[int, int]] = {}
     for item in relocations.iter_relocations():
         symbol = table.get_symbol(item["r_info_sym"])
         if isinstance(symbol["st_shndx"], int):
             places[item["r_offset"]] = (symbol["st_shndx"], symbol["st_value"] + item["r_addend"])
-    found: dict[tuple[int, int], str] = {}
     for unit in elf.get_dwarf_info().iter_CUs():
         for die in unit.get_top_DIE().iter_children():
-            if die.tag == "DW_TAG_subprogram":
-                _owned(die, _name(die), places, found)
-    return found
+            if die.tag == "DW_TAG_subprogram" and _name(die):
+                yield from _owned(die, _name(die), places)
 
 
-def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]], found: dict[tuple[int, int], str]) -> None:
+def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]]) -> Iterator[tuple[tuple[int, int], str, DIE]]:
     for die in parent.iter_children():
         if die.tag == "DW_TAG_variable" and "DW_AT_location" in die.attributes:
             # DW_FORM_exprloc: a length of one byte, DW_OP_addr, then the address that is relocated
             place = places.get(die.attributes["DW_AT_location"].offset + 2)
-            name = _name(die)
-            if place is not None and owner and name:
-                found[place] = f"{owner}::{name}"
+            if place is not None and _name(die):
+                yield place, owner, die
         elif die.has_children:
-            _owned(die, owner, places, found)
+            yield from _owned(die, owner, places)

@@ -3,8 +3,11 @@
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
-from podgraft_builder.objects import ObjectFile, Place, Relocation, Section, place_of
+from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, place_of
+
+_TABLE = ".gcc_except_table"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,35 @@ def frames_of(which: ObjectFile, wanted: set[int]) -> Iterator[tuple[bytearray, 
             piece = _cut(section, wanted)
             if piece is not None:
                 yield piece
+
+
+def exception_table(which: ObjectFile, function: Function) -> tuple[int, int, int] | None:
+    """Return section, start and size of a function's exception table (LSDA), None when it has none.
+
+    An FDE has two relocations: the code that it is for, and the table (LSB Core "The FDE", augmentation data).
+    """
+    tables = _exception_tables(which)
+    found = tables.get((function.section, function.start))
+    if found is None:
+        return None
+    later = [offset for section, offset in tables.values() if section == found[0] and offset > found[1]]
+    return found[0], found[1], min(later, default=which.sections[found[0]].size) - found[1]
+
+
+@cache
+def _exception_tables(which: ObjectFile) -> dict[tuple[int, int], tuple[int, int]]:
+    """Return place of a function -> place of its table."""
+    found = {}
+    for section in which.sections.values():
+        if section.name != ".eh_frame" or not any(s.name.startswith(_TABLE) for s in which.sections.values()):
+            continue
+        for entry in entries(section.data):
+            inside = [place_of(r, 0) for r in section.relocations if entry.start <= r.offset < entry.end]
+            if entry.cie is not None and len(inside) == 2:
+                code, table = inside
+                if code.section is not None and table.section is not None:
+                    found[code.section, code.offset] = table.section, table.offset
+    return found
 
 
 def _cut(section: Section, wanted: set[int]) -> tuple[bytearray, list[tuple[Relocation, Place]]] | None:

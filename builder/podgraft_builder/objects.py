@@ -16,7 +16,7 @@ SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS 
 IFUNC = "STT_GNU_IFUNC"
 _IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
 FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
-_WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
+WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -196,9 +196,14 @@ class ObjectFile:
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
             kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
-            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in _WEAK)
+            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
+
+    def parent_of(self, function: Function) -> str:
+        """Return the name of the function that a cold part belongs to; a function belongs to itself."""
+        defined = function.name.partition(".cold")[0]
+        return self.functions[defined].name if defined in self.functions else defined
 
     @cached_property
     def _functions_by_section(self) -> dict[int, list[Function]]:

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_MEMBER = re.compile(r"^(\S+\.a)\(([^()]+)\)", re.MULTILINE)
+# A path may have a space, but a run of them separates columns: other tables of the map name archives there.
+_MEMBER = re.compile(r"^((?:[^\s()]| (?! ))+\.a)\(([^()\n]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
 
 
@@ -88,15 +89,24 @@ def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
         if path.is_relative_to(tree):
             used.setdefault(path, []).append(member)
     for path, members in used.items():
-        contents = archive_members(path)
-        found += [Input(path, member, contents[member]) for member in members if member in contents]
+        found += [
+            Input(path, name if number == 0 else f"{name}#{number + 1}", content)
+            for name, contents in archive_members(path).items()
+            if name in members
+            for number, content in enumerate(contents)
+        ]
     return found
 
 
-def archive_members(path: Path) -> dict[str, bytes]:
-    """Return name -> content of an `ar` archive, GNU long names and thin archives included (ar(5))."""
+def archive_members(path: Path) -> dict[str, list[bytes]]:
+    """Return name -> contents of an `ar` archive, GNU long names and thin archives included (ar(5)).
+
+    Names may repeat. A map does not tell which of them was linked: all are taken, and one that changes and
+    that is not in the running binary is refused later.
+    """
     data = path.read_bytes()
-    thin, names, members, stream = data.startswith(b"!<thin>\n"), b"", {}, io.BytesIO(data)
+    thin, names, stream = data.startswith(b"!<thin>\n"), b"", io.BytesIO(data)
+    members: dict[str, list[bytes]] = {}
     stream.seek(8)
     while len(header := stream.read(60)) == 60:
         raw, size = header[:16].decode().rstrip(), int(header[48:58])
@@ -107,14 +117,14 @@ def archive_members(path: Path) -> dict[str, bytes]:
         else:
             name = raw.rstrip("/")
         if thin and not special:
-            members[Path(name).name] = (path.parent / name).read_bytes()
+            members.setdefault(Path(name).name, []).append((path.parent / name).read_bytes())
             continue
         content = stream.read(size)
         stream.seek(size & 1, io.SEEK_CUR)
         if raw == "//":
             names = content
         elif not special:
-            members[name] = content
+            members.setdefault(name, []).append(content)
     return members
 
 

@@ -13,6 +13,7 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
+from podgraft_builder.objects import WEAK
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -31,6 +32,7 @@ class Named(NamedTuple):
     address: int
     size: int
     hidden: bool = False  # local only because the linker made a hidden name so: other objects may mean it
+    weak: bool = False
 
 
 class RunningBinary:
@@ -59,6 +61,17 @@ class RunningBinary:
         self._segments = [
             (s["p_vaddr"], s["p_filesz"], s["p_memsz"], s.data()) for s in self._elf.iter_segments("PT_LOAD")
         ]
+
+    @cached_property
+    def text(self) -> tuple[int, bytes]:
+        """Return address and bytes of .text."""
+        found = self._elf.get_section_by_name(".text")
+        return (found["sh_addr"], bytes(found.data())) if found is not None else (0, b"")
+
+    def section(self, name: str) -> bytes:
+        """Return the bytes of a section, none where it is missing."""
+        found = self._elf.get_section_by_name(name)
+        return bytes(found.data()) if found is not None else b""
 
     def read(self, address: int, size: int) -> bytes | None:
         """Return file-backed bytes (zeros for .bss), None where nothing is mapped."""
@@ -93,7 +106,9 @@ class RunningBinary:
                 local = bind == "STB_LOCAL"
                 name = item.name.split("@", 1)[0]
                 hidden = item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
-                found.append(Named(name, file if local else "", kind, local, item["st_value"], item["st_size"], hidden))
+                weak = bind in WEAK
+                where = file if local else ""
+                found.append(Named(name, where, kind, local, item["st_value"], item["st_size"], hidden, weak))
         return found
 
     def _debug_symbols(self) -> SymbolTableSection:

@@ -1,15 +1,19 @@
 """A copy of the source tree, built before and after the patch at one and the same path."""
 
+import fcntl
+import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
-from podgraft_builder import wrapper
+from podgraft_builder import kept, wrapper
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
 from podgraft_bundle.errors import Reason, Refusal
@@ -31,6 +35,7 @@ class Workspace:
     root: Path
     source: Path
     command: str
+    lock: IO[str] | None = None
     tree: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -39,13 +44,45 @@ class Workspace:
 
     @classmethod
     def create(cls, source: Path, command: str) -> "Workspace":
-        """Make a workspace in the cache folder; remove() deletes it."""
+        """Make a workspace in the cache folder; its place depends on source and command, so that it may be used again.
+
+        Where another build of the same is under way, it is a place that nobody uses again. remove() ends the use.
+        """
         cache_folder().mkdir(parents=True, exist_ok=True)
-        return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source.resolve(), command)
+        source = source.resolve()
+        key = hashlib.sha256(f"{source}\0{command}".encode()).hexdigest()[:16]
+        lock = (cache_folder() / f"build-{key}.lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source, command)
+        root = cache_folder() / f"build-{key}"
+        for name in ("bin", "new", "plain", "tree"):
+            shutil.rmtree(root / name, ignore_errors=True)
+        return cls(root, source, command, lock)
 
     def remove(self) -> None:
-        """Delete the workspace."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Delete the workspace, but for an old build that is kept."""
+        if (self.root / "kept.json").is_file():
+            shutil.rmtree(self.tree, ignore_errors=True)
+        else:
+            shutil.rmtree(self.root, ignore_errors=True)
+        if self.lock is not None:
+            self.lock.close()
+            kept.prune(cache_folder())
+
+    def restore(self) -> list[Record] | None:
+        """Put the old build of this very tree in place if there is one, and return its records."""
+        return kept.restore(self.root, self.tree, self._state(), self.root / "old")
+
+    def keep(self) -> None:
+        """Keep the tree as the old build left it."""
+        if self.lock is not None:
+            kept.keep(self.root, self.tree, self._state(), self.root / "old")
+
+    def _state(self) -> str:
+        return kept.state_of(self.source, self._environment(self.root / "old", SECTIONS), self.command)
 
     def copy_tree(self) -> None:
         """Put a fresh copy of the source tree in place, file times kept."""
@@ -66,7 +103,8 @@ class Workspace:
     def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:
         """Run the build command with the wrappers in front; return what they recorded, oldest first."""
         store = self.root / store_name
-        store.mkdir(exist_ok=True)
+        shutil.rmtree(store, ignore_errors=True)
+        store.mkdir()
         result = subprocess.run(
             ["/bin/sh", "-c", self.command],
             cwd=self.tree,
@@ -93,7 +131,8 @@ class Workspace:
                 check=False,
             )
             if result.returncode != 0:
-                raise Refusal(Reason.BUILD_FAILED, f"{item.source}: " + result.stderr.decode(errors="replace")[-2000:])
+                tail = result.stderr.decode(errors="replace").strip().splitlines()[-_TAIL:]
+                raise Refusal(Reason.BUILD_FAILED, f"{item.source}:\n" + "\n".join(tail))
         return read_log(store)
 
     def apply_patch(self, patch: Path) -> list[Path]:
@@ -107,7 +146,10 @@ class Workspace:
         )
         if result.returncode != 0 or not names:
             said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-_TAIL:]
-            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, "\n".join(said) or f"{patch} changes no file")
+            applied = any("previously applied" in line for line in said)  # what GNU patch says
+            hint = "the tree has the fix already; give the tree that the running binary was built from"
+            detail = "\n".join(said) or f"{patch} changes no file"
+            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, detail, hint if applied else None)
         for name in names:
             before, after = self.source / name, self.tree / name
             if after.suffix in C_LIKE and before.is_file() and after.is_file():
@@ -121,10 +163,11 @@ class Workspace:
             PATH=f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             PODGRAFT_BIN=str(bin_),
             PODGRAFT_STORE=str(store),
-            PODGRAFT_FLAGS=f"{flags} -ffile-prefix-map={self.tree}={self.source}".strip(),
-            CCACHE_DISABLE="1",
+            PODGRAFT_FLAGS=shlex.join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}"]),
             LC_ALL="C",
         )
+        if "CCACHE_NODISABLE" not in environment:  # a cache is used where the user asks for it
+            environment["CCACHE_DISABLE"] = "1"
         environment.setdefault("SOURCE_DATE_EPOCH", "0")
         for variable in ("CC", "CXX"):
             words = os.environ.get(variable, "").split()

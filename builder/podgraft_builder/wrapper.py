@@ -8,6 +8,8 @@ that compiles and links in one call leaves no objects behind.
 import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -91,11 +93,12 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     store = Path(os.environ["PODGRAFT_STORE"])
     token = hashlib.sha256(f"{Path.cwd()}\0{output}\0{os.getpid()}".encode()).hexdigest()[:24]
     own = store / f"{token}.d"
-    environment = dict(os.environ)
+    # Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, -MD).
+    arguments = [re.sub(r"^(-Wp,)?-MMD\b", r"\1-MD", word) for word in arguments]
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
-    if not explicit:
-        environment["DEPENDENCIES_OUTPUT"] = f"{own} object"
-    code = subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()], env=environment)
+    # Not by DEPENDENCIES_OUTPUT, which ccache does not know and which leaves out the headers of -isystem folders.
+    rule = [] if explicit else ["-MD", "-MF", str(own), "-MT", "object"]
+    code = subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"]), *rule])
     if code == 0 and output.is_file():
         if explicit:
             own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
@@ -128,7 +131,7 @@ def link(compiler: str, name: str, arguments: list[str]) -> int:
             if code != 0:
                 return code
             arguments = [str(made) if word == source else word for word in arguments]
-    flags = os.environ["PODGRAFT_FLAGS"].split()
+    flags = shlex.split(os.environ["PODGRAFT_FLAGS"])
     code = subprocess.call([compiler, *arguments, *flags, f"-Wl,-Map={store / token}.map"])
     if code == 0:
         record(store, kind="link", cwd=str(Path.cwd()), output=str(output), map=f"{store / token}.map")
@@ -159,7 +162,7 @@ def main() -> int:
     if "-c" not in seen:
         return link(compiler, name, arguments)
     if len(files) != 1:
-        return subprocess.call([compiler, *arguments, *os.environ["PODGRAFT_FLAGS"].split()])
+        return subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"])])
     output = Path(option(seen, "-o") or Path(files[0]).with_suffix(".o").name)
     return compile_one(compiler, name, arguments, files[0], output)
 

@@ -1,7 +1,8 @@
-"""A `.graft` file: a deterministic tar of `digest`, `manifest.json` and `patch.o`, read strictly.
+"""A `.graft` file: a deterministic tar of `digest`, `manifest.json`, `patch.o` and maybe `signatures`, read strictly.
 
 The digest is that of manifest.json, and the manifest names the hash of patch.o: whoever trusts the digest
-trusts every byte. What is read is encoded again and compared: no byte of the file is without meaning.
+trusts every byte of them. Signatures are over the digest and no part of it. What is read is encoded again and
+compared: no byte of the file is without meaning.
 """
 
 import hashlib
@@ -19,21 +20,24 @@ from pydantic import ValidationError
 
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import FORMAT, FORMAT_VERSION, Manifest
+from podgraft_bundle.signatures import Signature, decode_signatures, encode_signatures
 
 MAX_BUNDLE = 16 * 2**20
 MAX_MANIFEST = 4 * 2**20
-DIGEST_FILE, MANIFEST_FILE, OBJECT_FILE = "digest", "manifest.json", "patch.o"
-LIMITS = {DIGEST_FILE: 64, MANIFEST_FILE: MAX_MANIFEST, OBJECT_FILE: MAX_BUNDLE}
+DIGEST_FILE, MANIFEST_FILE, OBJECT_FILE, SIGNATURES_FILE = "digest", "manifest.json", "patch.o", "signatures"
+NEEDED = (DIGEST_FILE, MANIFEST_FILE, OBJECT_FILE)
+LIMITS = {DIGEST_FILE: 64, MANIFEST_FILE: MAX_MANIFEST, OBJECT_FILE: MAX_BUNDLE, SIGNATURES_FILE: 8192}
 _END_OF_ARCHIVE = bytes(1024)  # two zero blocks, POSIX.1-2017 pax, "ustar Interchange Format"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """What a .graft file says: manifest, the bytes of patch.o, and `sha256:<hex>` of the manifest's bytes."""
+    """What a .graft file says: manifest, the bytes of patch.o, `sha256:<hex>` of the manifest's bytes, signatures."""
 
     manifest: Manifest
     object: bytes
     digest: str
+    signatures: tuple[Signature, ...] = ()
 
 
 def canonical_manifest(manifest: Manifest) -> bytes:
@@ -56,6 +60,8 @@ def encode(bundle: Bundle) -> bytes:
         MANIFEST_FILE: text,
         OBJECT_FILE: bundle.object,
     }
+    if bundle.signatures:
+        members[SIGNATURES_FILE] = encode_signatures(bundle.signatures)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name in sorted(members):
@@ -70,7 +76,7 @@ def decode(data: bytes) -> Bundle:
     if len(data) > MAX_BUNDLE:
         raise Refusal(Reason.BUNDLE_TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_BUNDLE}")
     members = _read_members(data)
-    for name in LIMITS:
+    for name in NEEDED:
         if name not in members:
             raise _incomplete(data, f"{name} is missing")
     text = members[MANIFEST_FILE]
@@ -82,7 +88,8 @@ def decode(data: bytes) -> Bundle:
     if unknown:
         raise Refusal(Reason.BUNDLE_UNSAFE_PATH, f"unknown member {unknown[0]!r}")
     _check_object(manifest, members[OBJECT_FILE])
-    bundle = Bundle(manifest, members[OBJECT_FILE], digest)
+    signatures = decode_signatures(members[SIGNATURES_FILE]) if SIGNATURES_FILE in members else ()
+    bundle = Bundle(manifest, members[OBJECT_FILE], digest, signatures)
     expected = encode(bundle)
     if len(data) < len(expected) and expected.startswith(data):
         raise Refusal(Reason.BUNDLE_TRUNCATED, f"the file has {len(data)} of {len(expected)} bytes")
@@ -94,6 +101,12 @@ def decode(data: bytes) -> Bundle:
 def write_bundle(manifest: Manifest, object_: bytes, path: Path) -> Bundle:
     """Write a .graft file in one step (no reader sees half of it) and return what was written."""
     bundle = make_bundle(manifest, object_)
+    save_bundle(bundle, path)
+    return bundle
+
+
+def save_bundle(bundle: Bundle, path: Path) -> None:
+    """Write a .graft file in one step; raises Refusal(BUNDLE_TOO_LARGE), OSError as the file system does."""
     data = encode(bundle)
     if len(data) > MAX_BUNDLE:
         raise Refusal(Reason.BUNDLE_TOO_LARGE, f"{len(data)} bytes, the limit is {MAX_BUNDLE}")
@@ -103,7 +116,6 @@ def write_bundle(manifest: Manifest, object_: bytes, path: Path) -> Bundle:
     os.umask(umask)
     Path(temporary.name).chmod(0o666 & ~umask)
     Path(temporary.name).replace(path)
-    return bundle
 
 
 def read_bundle(path: Path) -> Bundle:

@@ -24,6 +24,16 @@ class Reason(StrEnum):
     BUNDLE_UNKNOWN_VERSION = "BundleUnknownVersion"
     BUNDLE_MALFORMED = "BundleMalformed"
     WRONG_ARCHITECTURE = "WrongArchitecture"
+    # Trust, and where bundles come from.
+    UNSIGNED_BUNDLE = "UnsignedBundle"
+    UNTRUSTED_SIGNATURE = "UntrustedSignature"
+    BAD_SIGNATURE = "BadSignature"
+    BAD_KEY = "BadKey"
+    FILE_EXISTS = "FileExists"
+    REGISTRY_UNREACHABLE = "RegistryUnreachable"
+    REGISTRY_REFUSED = "RegistryRefused"
+    REGISTRY_NOT_ALLOWED = "RegistryNotAllowed"
+    NOT_A_BUNDLE = "NotABundle"
     # The builder.
     PATCH_DOES_NOT_APPLY = "PatchDoesNotApply"
     BUILD_FAILED = "BuildFailed"
@@ -39,6 +49,23 @@ class Reason(StrEnum):
     LTO_OBJECT = "LtoObject"
     HAND_WRITTEN_ASM = "HandWrittenAsm"
     IPA_RA_HAZARD = "IpaRaHazard"
+    NEVER_QUIESCENT = "NeverQuiescent"
+    SETJMP_CALLER = "SetjmpCaller"
+    CHANGED_NORETURN = "ChangedNoreturn"
+    LOCK_IMBALANCE = "LockImbalance"
+    CHANGED_VTABLE = "ChangedVtable"
+    CHANGED_ALIAS = "ChangedAlias"
+    FOLDED_FUNCTIONS = "FoldedFunctions"
+    WEAK_SYMBOL = "WeakSymbol"
+    MOVED_BETWEEN_FILES = "MovedBetweenFiles"
+    COMPUTED_GOTO = "ComputedGoto"
+    LINKER_SET = "LinkerSet"
+    CHANGED_CONSTRUCTOR = "ChangedConstructor"
+    EXCEPTION_TABLE = "ExceptionTable"
+    HARDENING_DIFFERS = "HardeningDiffers"
+    COMPILER_DIFFERS = "CompilerDiffers"
+    OTHER_MODULE_CHANGED = "OtherModuleChanged"
+    UNKNOWN_CALLER = "UnknownCaller"
     UNRESOLVED_REFERENCE = "UnresolvedReference"
     UNSUPPORTED_RELOCATION = "UnsupportedRelocation"
     UNSUPPORTED_CHANGE = "UnsupportedChange"
@@ -65,6 +92,8 @@ class Reason(StrEnum):
     NOT_APPLIED = "NotApplied"
     CONFLICTING_PATCH = "ConflictingPatch"
     DEADLINE_PASSED = "DeadlinePassed"
+    # The node agent.
+    CONTAINER_NOT_VISIBLE = "ContainerNotVisible"
     INTERNAL = "InternalError"
 
 
@@ -72,10 +101,19 @@ HINTS: dict[Reason, str] = {
     Reason.BUNDLE_TRUNCATED: "copy the bundle again; its size or end does not match what was built",
     Reason.BUNDLE_CORRUPT: "copy the bundle again, or build it again; its content does not match its digest",
     Reason.BUNDLE_TOO_LARGE: "split the patch; a bundle has size limits so that nodes stay safe",
-    Reason.BUNDLE_UNSAFE_PATH: "build it with podgraft build; a bundle holds manifest.json and patch.o, nothing else",
+    Reason.BUNDLE_UNSAFE_PATH: "build it with podgraft build; a bundle holds manifest.json, patch.o and signatures",
     Reason.BUNDLE_UNKNOWN_VERSION: "use the podgraft version that the bundle was made for, or build it again",
     Reason.BUNDLE_MALFORMED: "build the bundle again; the manifest does not follow the schema",
     Reason.WRONG_ARCHITECTURE: "build the bundle for the CPU of the target",
+    Reason.UNSIGNED_BUNDLE: "sign it: podgraft sign --key KEY BUNDLE, with a key that is trusted here",
+    Reason.UNTRUSTED_SIGNATURE: "sign it with a trusted key as well, or have the key added to the chart's trust.keys",
+    Reason.BAD_SIGNATURE: "sign the bundle again; find out who changed it",
+    Reason.BAD_KEY: "keys are ed25519 in PEM, as podgraft keygen makes them; private ones have mode 0600",
+    Reason.FILE_EXISTS: "choose another name, or move the old file away",
+    Reason.REGISTRY_UNREACHABLE: "check the registry's name, certificate and network, then try again",
+    Reason.REGISTRY_REFUSED: "check the name, the digest and the credentials (docker login, imagePullSecrets)",
+    Reason.REGISTRY_NOT_ALLOWED: "use https and a registry that the cluster's configuration allows (registries.*)",
+    Reason.NOT_A_BUNDLE: "push it with podgraft push; an image or another artifact is no bundle",
     Reason.PATCH_DOES_NOT_APPLY: "make the patch against exactly this source tree (patch -p1, no fuzz)",
     Reason.BUILD_FAILED: "run the build command by hand in a copy of the source tree; its last lines are shown",
     Reason.BINARY_NOT_BUILT: "check --binary: a path relative to --source that the build command makes",
@@ -90,6 +128,23 @@ HINTS: dict[Reason, str] = {
     Reason.LTO_OBJECT: "build without -flto",
     Reason.HAND_WRITTEN_ASM: "patch the C caller instead; assembler sources carry no function boundaries to rely on",
     Reason.IPA_RA_HAZARD: "build the running binary with -fno-ipa-ra, or change the callers as well",
+    Reason.NEVER_QUIESCENT: "move what the fix changes into a function that returns, or declare a point of quiescence",
+    Reason.SETJMP_CALLER: "patch a caller or callee instead; --allow SetjmpCaller if no coroutine jumps back into it",
+    Reason.CHANGED_NORETURN: "keep the noreturn attribute: callers have no code behind the call",
+    Reason.LOCK_IMBALANCE: "make sure that no lock is held between two calls of the changed functions",
+    Reason.CHANGED_VTABLE: "leave virtual functions and base classes as they are: objects keep their old table",
+    Reason.CHANGED_ALIAS: "leave the names of existing functions as they are",
+    Reason.FOLDED_FUNCTIONS: "build the running binary with -fno-ipa-icf, or change the folded functions alike",
+    Reason.WEAK_SYMBOL: "patch the definition that the running binary uses",
+    Reason.MOVED_BETWEEN_FILES: "leave functions and variables in the file that they are in",
+    Reason.COMPUTED_GOTO: "make the table of labels const and local to the function, and keep no label in a variable",
+    Reason.LINKER_SET: "leave sections with names of their own as they are: what walks through them knows their end",
+    Reason.CHANGED_CONSTRUCTOR: "constructors have run already: do their work in a function that runs again",
+    Reason.EXCEPTION_TABLE: "patch a function that neither throws nor catches nor cleans up",
+    Reason.HARDENING_DIFFERS: "leave -fstack-protector and -fcf-protection as the running binary has them",
+    Reason.COMPILER_DIFFERS: "build with the compiler that made the running binary; both are named above",
+    Reason.OTHER_MODULE_CHANGED: "split the patch; build a bundle for each module",
+    Reason.UNKNOWN_CALLER: "build from the source that the running binary was made from",
     Reason.UNRESOLVED_REFERENCE: "give the running binary with its symbols or debug file (--running)",
     Reason.UNSUPPORTED_RELOCATION: "report the relocation type; this code model is not supported",
     Reason.UNSUPPORTED_CHANGE: "see docs/limitations.md for what a patch may change",
@@ -115,6 +170,7 @@ HINTS: dict[Reason, str] = {
     Reason.NOT_APPLIED: "no patch of that name is in this process (podgraft status shows what is)",
     Reason.CONFLICTING_PATCH: "another patch in this process replaces the same function; revert it first",
     Reason.DEADLINE_PASSED: "threads named above are still in old code; apply again to go on, or revert",
+    Reason.CONTAINER_NOT_VISIBLE: "the agent must see the host's processes; a runtime with its own kernel hides them",
     Reason.INTERNAL: "this is a bug in podgraft; please report it with the detail above",
 }
 

@@ -8,14 +8,18 @@ from typing import Annotated, Any
 import typer
 from pydantic import StringConstraints, TypeAdapter, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from podgraft_builder.build import Options, build, rows
+from podgraft_builder.build import Options, build
+from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
+from podgraft_builder.verdict import OVERRULABLE, Hazard, Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import CveId, Name
+from podgraft_cli.page import write_page
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -36,6 +40,16 @@ def _checked(kind: Any) -> Callable[[Any], Any]:
             raise typer.BadParameter(error.errors()[0]["msg"]) from None
 
     return check
+
+
+_ALLOWED = ", ".join(sorted(OVERRULABLE))
+
+
+def _reasons(names: list[str] | None) -> list[str] | None:
+    unknown = [name for name in names or () if name not in OVERRULABLE]
+    if unknown:
+        raise typer.BadParameter(f"{unknown[0]} cannot be overruled; these can: {_ALLOWED}")
+    return names
 
 
 def register(app: typer.Typer) -> None:
@@ -59,6 +73,13 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     cve: Annotated[
         list[str] | None, typer.Option("--cve", callback=_checked(list[CveId]), help="A CVE id; may be repeated.")
     ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", callback=_reasons, help=f"Overrule a hazard; may be repeated. One of {_ALLOWED}."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the explanation as a page, with old and new code side by side.")
+    ] = None,
     *,
     json: Json = False,
 ) -> None:
@@ -69,24 +90,36 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     built in place in the tree; else the command is run once more without any added flag, and that binary is kept
     beside the bundle as NAME.BINARY (for redis.graft and src/redis-server: redis.redis-server). Deploy that one.
 
+    A table explains each changed function: what made it change, how soon threads leave it, what speaks against it.
+    Which rung of the site ladder it gets depends on the process: podgraft check tells.
+
     The last line is `bundle FILE: N functions, M hazards overruled` or `refused: REASON`.
     """
-    options = Options(source, patch, command, binary, output, running, name, version, tuple(cve or ()))
-    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True))
+    overruled = frozenset(map(Reason, allow or ()))
+    cves = tuple(cve or ())
+    options = Options(source, patch, command, binary, output, running, name, version, cves, overruled)
+
+    def show(explanation: Explanation) -> None:
+        if html is not None:
+            write_page(html, patch.name, explanation)
+        if not json:
+            _explain(explanation)
+
+    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show)
     manifest = outcome.bundle.manifest
     if json:
-        _print_json(
+        print_json(
             {
                 "bundle": str(output),
                 "digest": outcome.bundle.digest,
                 "running": str(outcome.running),
                 "running_chosen": outcome.chosen,
-                "functions": outcome.functions,
+                "functions": [row.document() for row in outcome.explanation.rows],
+                "hazards": [_hazard(hazard) for hazard in outcome.explanation.hazards],
                 "overruled": manifest.overruled,
             }
         )
         return
-    _table(outcome.functions)
     out.print(f"for {outcome.running} ({outcome.chosen}), build id {manifest.module.build_id}", soft_wrap=True)
     counts = f"{len(manifest.functions)} functions, {len(manifest.overruled)} hazards overruled"
     out.print(f"bundle {output}: {counts}", soft_wrap=True, markup=False)
@@ -99,29 +132,34 @@ def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
             raise typer.BadParameter(f"{folder} is no folder")
     pairs = read_folders(old_objects, new_objects)
     comparisons = compare_pairs(pairs)
-    found = rows(comparisons)
     added = [
         {"object": label, "function": name}
         for label, comparison in sorted(comparisons.items())
         for name in sorted(comparison.new_functions)
     ]
-    check_hazards(comparisons, lambda: unchanged_objects(pairs), None)
-    if not found:
+    verdict = Verdict()
+    check_hazards(comparisons, lambda: unchanged_objects(pairs), None, verdict)
+    explanation = Explanation(explain(comparisons, verdict, None), tuple(verdict.hazards))
+    if not json:
+        _explain(explanation)
+    verdict.settle()
+    if not explanation.rows:
         raise Refusal(Reason.NO_CHANGE, f"{len(pairs)} objects compared, no function differs")
     if json:
-        _print_json({"functions": found, "new": added})
+        hazards = [_hazard(hazard) for hazard in explanation.hazards]
+        print_json({"functions": [row.document() for row in explanation.rows], "new": added, "hazards": hazards})
         return
-    _table(found)
     for item in added:
         out.print(f"new: {item['function']} ({item['object']})", soft_wrap=True, markup=False)
-    out.print(f"{len(found)} functions changed, {len(added)} new, no hazard")
+    out.print(f"{len(explanation.rows)} functions changed, {len(added)} new, no hazard that refuses")
 
 
 def inspect(bundle: Path, *, json: Json = False) -> None:
-    """Show what is in a bundle."""
+    """Show what is in a bundle. Signatures are named and not checked: `podgraft verify` does that."""
     content = read_bundle(bundle)
     if json:
-        _print_json({"digest": content.digest, **content.manifest.model_dump(mode="json")})
+        signed_by = [one.key for one in content.signatures]
+        print_json({"digest": content.digest, "signed_by": signed_by, **content.manifest.model_dump(mode="json")})
         return
     _show_bundle(content)
 
@@ -135,8 +173,8 @@ def _show_bundle(content: Bundle) -> None:
         ("module", f"{manifest.module.name}, build id {manifest.module.build_id}"),
         ("object", f"{manifest.object.size} bytes, sha256 {manifest.object.sha256}"),
         ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
-        ("overruled", ", ".join(manifest.overruled) or "no hazard"),
-        ("signature", "none"),
+        *(("overruled", text) for text in manifest.overruled or ["no hazard"]),
+        ("signature", _signatures(content)),
     ):
         out.print(f"{label:<10} {text}", soft_wrap=True, markup=False)
     functions = Table("replaces", "at", "bytes", "cold parts", "by", box=None)
@@ -153,12 +191,30 @@ def _show_bundle(content: Bundle) -> None:
         out.print(references)
 
 
-def _table(found: list[dict[str, str | int]]) -> None:
-    table = Table("object", "function", "why", "old", "new", box=None)
-    for row in found:
-        table.add_row(*(str(row[key]) for key in ("object", "function", "why", "old_size", "new_size")))
-    out.print(table)
+def _signatures(content: Bundle) -> str:
+    keys = ", ".join(one.key for one in content.signatures)
+    return f"by key {keys} (not checked here: podgraft verify)" if keys else "none"
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def _explain(explanation: Explanation) -> None:
+    """Print a table of the changed functions and a list of what speaks against the patch."""
+    if explanation.rows:
+        head = ("object", "function", "because of", "differs in", "old", "new", "threads leave", "hazards")
+        table = Table(*head, box=None)
+        for row in explanation.rows:
+            hazards = ", ".join(dict.fromkeys(hazard.reason for hazard in row.hazards)) or "-"
+            words = (row.object, row.function, row.cause or "-", row.why, str(row.old_size), str(row.new_size))
+            table.add_row(*(escape(word) for word in (*words, row.outlook, hazards)))
+        out.print(table)
+    for hazard in explanation.hazards:
+        out.print(f"{hazard.state}: {hazard.reason}: {hazard.detail}", soft_wrap=True, markup=False)
+
+
+def _hazard(hazard: Hazard) -> dict[str, str]:
+    names = ("reason", "state", "function", "detail", "hint")
+    return {name: str(getattr(hazard, name)) for name in names}
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """Print a result as --json promises it."""
     out.out(json_module.dumps(document, indent=2, sort_keys=True))

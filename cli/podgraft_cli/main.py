@@ -6,7 +6,7 @@ import typer
 
 from podgraft_bundle.errors import ExitCode, PodgraftError, Refusal
 from podgraft_bundle.protocol import Failed, Refused
-from podgraft_cli import authoring, process
+from podgraft_cli import authoring, process, registry, signing
 
 app = typer.Typer(
     help="Live patches for running processes: a fixed function, thread by thread, without a restart.",
@@ -15,6 +15,8 @@ app = typer.Typer(
 )
 authoring.register(app)
 process.register(app)
+signing.register(app)
+registry.register(app)
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """The commands that work on one process: check, apply, status, revert."""
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,8 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from podgraft_bundle import protocol
+from podgraft_bundle.bundle import read_bundle, save_bundle
 from podgraft_bundle.protocol import Event, Request
 from podgraft_cli.engine import EngineRun
+from podgraft_cli.signing import TrustedKeys
+from podgraft_cli.signing import check as check_signatures
 
 Pid = Annotated[int, typer.Option("--pid", min=1, help="The process to work on.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the events as JSON lines.")]
@@ -38,10 +44,23 @@ def check(pid: Pid, bundle: Path, *, json: Json = False) -> None:
     _run(Request(op="check", pid=pid, bundle=str(bundle)), json=json)
 
 
-def apply(pid: Pid, bundle: Path, deadline: Deadline = "10s", point: Points = None, *, json: Json = False) -> None:
-    """Put the new functions of a bundle into a running process, thread by thread."""
-    request = Request(op="apply", pid=pid, bundle=str(bundle), deadline=seconds(deadline), points=point or [])
-    _run(request, json=json, live=True)
+def apply(
+    pid: Pid,
+    bundle: Path,
+    deadline: Deadline = "10s",
+    *,
+    point: Points = None,
+    trusted_key: TrustedKeys = None,
+    json: Json = False,
+) -> None:
+    """Put the new functions of a bundle into a running process, thread by thread.
+
+    With --trusted-key nothing is touched unless one of the keys signed the bundle.
+    """
+    limit = seconds(deadline)
+    with _verified(bundle, trusted_key) as file:
+        request = Request(op="apply", pid=pid, bundle=str(file), deadline=limit, points=point or [])
+        _run(request, json=json, live=True)
 
 
 def status(pid: Pid, *, json: Json = False) -> None:
@@ -63,6 +82,20 @@ def seconds(text: str) -> float:
             if value > 0:
                 return value
     raise typer.BadParameter(f"{text!r} is no duration: write for instance 10s, 500ms or 2m")
+
+
+@contextlib.contextmanager
+def _verified(bundle: Path, trusted: list[Path] | None) -> Iterator[Path]:
+    """Yield a file with what was verified: the one that was named may be another by the time the engine opens it."""
+    if not trusted:
+        yield bundle
+        return
+    content = read_bundle(bundle)
+    check_signatures(content, trusted)
+    with tempfile.TemporaryDirectory(prefix="podgraft-") as folder:
+        copy = Path(folder) / "verified.graft"
+        save_bundle(content, copy)
+        yield copy
 
 
 def _run(request: Request, *, json: bool, live: bool = False) -> None:

@@ -71,7 +71,7 @@ class Pods:
 
 
 def install(kubeconfig: Path, *more: str) -> None:
-    """Install the chart with the images that were just built; `more` are further options of helm."""
+    """Install the chart with the images that were just built and the demo's key; `more` are further options of helm."""
     images = json.loads((EXPORT / "images.json").read_text())
     values = [
         f"--set={part}.image.repository={images[name]['repository']},{part}.image.tag={images[name]['tag']}"
@@ -81,7 +81,8 @@ def install(kubeconfig: Path, *more: str) -> None:
     with step("helm upgrade --install podgraft"):
         run(
             "helm", f"--kubeconfig={kubeconfig}", "upgrade", "--install", "podgraft", chart, f"--namespace={SYSTEM}",
-            "--create-namespace", "--wait", f"--timeout={WAIT}", *values, *more,
+            "--create-namespace", "--wait", f"--timeout={WAIT}", *values,
+            f"--set-file=trust.keys[0]={bundle.public_key()}", *more,
         )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def play(console: Console) -> Result:
         time.sleep(BEFORE_SECONDS)
         console.print(f"\n[bold]podgraft apply --pid {server.pid} {file.name}[/]")
         apply = time.time()
-        done = _podgraft(console, "apply", f"--pid={server.pid}", str(file))
+        done = _podgraft(console, "apply", f"--pid={server.pid}", f"--trusted-key={bundle.public_key()}", str(file))
         applied, answers["patched"] = time.time(), ask()
         console.print(f"[bold]Patched[/]: PFCOUNT of a broken value: {answers['patched']}")
         time.sleep(PATCHED_SECONDS)

@@ -13,58 +13,58 @@ SUMS = Path(__file__).parent / "SHA256SUMS"
 CODENAME = "bookworm"
 
 
-def checksums() -> dict[str, str]:
+def checksums(sums: Path = SUMS) -> dict[str, str]:
     """Return the SHA-256 of every file by its name, as committed."""
-    lines = (line.split() for line in SUMS.read_text().splitlines())
+    lines = (line.split() for line in sums.read_text().splitlines())
     return {name: digest for digest, name in lines}
 
 
-def ensure(package: str, version: str) -> Path:
+def ensure(package: str, version: str, sums: Path = SUMS, codename: str = CODENAME) -> Path:
     """Return a folder with the checked files of one source package.
 
-    Looks into PODGRAFT_SOURCES first, then into the cache, and asks apt last.
+    Looks into PODGRAFT_SOURCES first, then into the cache, and asks apt last, for a package of the release `codename`.
 
     Raises:
         ToolFailedError: nobody has that version, or a file is not the one that was committed to.
     """
-    names = [name for name in checksums() if name.startswith(f"{package}_")]
+    wanted = {name: digest for name, digest in checksums(sums).items() if name.startswith(f"{package}_")}
     given = os.environ.get("PODGRAFT_SOURCES")
     store = cache() / "sources"
     for folder in ([Path(given)] if given else []) + [store]:
-        if all((folder / name).exists() for name in names):
-            _check(folder, names)
+        if all((folder / name).exists() for name in wanted):
+            _check(folder, wanted)
             return folder
     with lock("sources"), step(f"source of {package} {version} (apt)"):
-        _download(package, version, names, store)
+        _download(f"{package}={version}", codename, wanted, store)
     return store
 
 
-def _check(folder: Path, names: list[str]) -> None:
-    for name in names:
+def _check(folder: Path, wanted: dict[str, str]) -> None:
+    for name, digest in wanted.items():
         found = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        if found != checksums()[name]:
-            raise ToolFailedError(f"{folder / name} has SHA-256 {found}, but {checksums()[name]} was expected")
+        if found != digest:
+            raise ToolFailedError(f"{folder / name} has SHA-256 {found}, but {digest} was expected")
 
 
-def _download(package: str, version: str, names: list[str], store: Path) -> None:
+def _download(package: str, codename: str, wanted: dict[str, str], store: Path) -> None:
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         root = Path(folder)
         # apt fetches as user _apt, who has no business in a home folder: it says so and goes on as root.
-        options = _apt_options(root)
+        options = _apt_options(root, codename)
         run("apt-get", *options, "update", log=cache() / "log" / "apt-source.log")
         log = cache() / "log" / "apt-source.log"
-        run("apt-get", *options, "source", "--download-only", f"{package}={version}", cwd=root, log=log)
-        _check(root, names)
+        run("apt-get", *options, "source", "--download-only", package, cwd=root, log=log)
+        _check(root, wanted)
         store.mkdir(parents=True, exist_ok=True)
-        for name in names:
+        for name in wanted:
             shutil.copy(root / name, store / name)
 
 
-def _apt_options(root: Path) -> list[str]:
+def _apt_options(root: Path, codename: str) -> list[str]:
     for folder in ("lists/partial", "archives/partial", "parts"):
         (root / folder).mkdir(parents=True)
     sources = root / "sources.list"
-    sources.write_text("\n".join(one.source_line() for one in archives(CODENAME)) + "\n")
+    sources.write_text("\n".join(one.source_line() for one in archives(codename)) + "\n")
     settings = {
         "Dir::State::lists": root / "lists",
         "Dir::Cache": root,

@@ -1,39 +1,45 @@
-"""Bundles on the node: fetched from the operator's ConfigMaps, checked by digest, cached by digest."""
+"""Bundles on the node: fetched from the operator's ConfigMaps, checked by digest and signature, cached by digest."""
 
 import base64
 import binascii
+from dataclasses import replace
 from pathlib import Path
 
-from podgraft_api.nodepatch import CHUNK_KEY, BundleRef, chunk_name
-from podgraft_bundle.bundle import decode, read_bundle
+from pydantic import ValidationError
+
+from podgraft_api.nodepatch import CHUNK_KEY, BundleRef, chunk_name, signatures_name
+from podgraft_bundle.bundle import decode, read_bundle, save_bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_bundle.signatures import MAX_SIGNATURES, Signature
+from podgraft_bundle.trust import Trust
 from podgraft_kube.client import Kube
 
 
 class BundleCache:
-    """A folder of bundles; a file in it is checked again before it is used."""
+    """A folder of bundles; a file in it is checked again before it is used. The operator's word is not enough."""
 
-    def __init__(self, kube: Kube, namespace: str, folder: Path) -> None:
-        self._kube, self._namespace, self._folder = kube, namespace, folder
+    def __init__(self, kube: Kube, namespace: str, folder: Path, trust: Trust) -> None:
+        self._kube, self._namespace, self._folder, self._trust = kube, namespace, folder, trust
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def path(self, ref: BundleRef) -> Path:
         """Return the file of a bundle.
 
         Raises:
-            PodgraftError: it is not there, or not what its digest says.
+            Refusal: it is not what its digest says, or no trusted key has signed it.
+            PodgraftError: it is not there.
             ApiError: the API server refused.
         """
         path = self._folder / f"{ref.digest.removeprefix('sha256:')}.graft"
-        if _is_bundle(path, ref.digest):
+        if self._is_good(path, ref.digest):
             return path
         data = b"".join([await self._chunk(ref.digest, index) for index in range(ref.chunks)])
         found = decode(data)
         if found.digest != ref.digest:
             raise Refusal(Reason.BUNDLE_CORRUPT, f"asked for {ref.digest}, got {found.digest}")
-        aside = path.with_suffix(".new")
-        aside.write_bytes(data)
-        aside.replace(path)
+        signed = replace(found, signatures=await self._signatures(ref.digest))
+        self._trust.check(signed)
+        save_bundle(signed, path)
         return path
 
     def keep(self, digests: set[str]) -> None:
@@ -58,9 +64,22 @@ class BundleCache:
         except binascii.Error as error:
             raise Refusal(Reason.BUNDLE_CORRUPT, f"ConfigMap {name}: {error}") from error
 
+    async def _signatures(self, digest: str) -> tuple[Signature, ...]:
+        """Return what the operator has stored, which may be more than a bundle holds: old keys, rotated since."""
+        name = signatures_name(digest)
+        body = await self._kube.find(f"/api/v1/namespaces/{self._namespace}/configmaps/{name}")
+        stored = (body or {}).get("data") or {}
+        try:
+            found = [Signature(key=key, ed25519=value) for key, value in sorted(stored.items())]
+        except ValidationError as error:
+            raise Refusal(Reason.BUNDLE_MALFORMED, f"ConfigMap {name} holds no signatures") from error
+        known = self._trust.ids()
+        return tuple(one for one in found if one.key in known) or tuple(found[:MAX_SIGNATURES])
 
-def _is_bundle(path: Path, digest: str) -> bool:
-    try:
-        return read_bundle(path).digest == digest
-    except (FileNotFoundError, Refusal):
-        return False
+    def _is_good(self, path: Path, digest: str) -> bool:
+        try:
+            found = read_bundle(path)
+            self._trust.check(found)
+        except (FileNotFoundError, Refusal):
+            return False
+        return found.digest == digest

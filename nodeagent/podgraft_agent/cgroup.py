@@ -4,8 +4,9 @@ import re
 
 # The last part of a path component: an optional runtime prefix, 64 hex digits, an optional ".scope".
 # containerd's systemd driver on v1 joins with colons: "kubepods-podUID.slice:cri-containerd:ID".
-# "crio-conmon-ID.scope" is the monitor beside the container and must not match.
-_COMPONENT = re.compile(r"(?:^|:)(?:cri-containerd[-:]|crio-|docker-|libpod-)?([0-9a-f]{64})(?:\.scope)?$")
+# "crio-conmon-ID.scope" and "libpod-conmon-ID.scope" are monitors beside the container and must not match; podman calls
+# the container itself "libpod-payload-ID" where both are parts of one service (podman-run(1), --cgroups=split).
+_COMPONENT = re.compile(r"(?:^|:)(?:cri-containerd[-:]|crio-|docker-|libpod-(?:payload-)?)?([0-9a-f]{64})(?:\.scope)?$")
 
 
 def container_ids(text: str) -> frozenset[str]:

@@ -23,6 +23,9 @@ class Config:
     status_seconds: float = Field(2.0, gt=0, description="status is written at most this often")
     heartbeat_seconds: float = Field(20.0, gt=0, description="and at least this often while there is work")
     health_port: int = Field(8081, gt=0, lt=65536)
+    metrics_port: int = Field(8082, gt=0, lt=65536)
+    trust_dir: Path | None = Field(None, description="public keys whose signature lets a bundle in (*.pem)")
+    allow_unsigned: bool = Field(False, description="do without signatures")  # noqa: FBT003 - as its neighbours
 
 
 def read_config(environment: Mapping[str, str]) -> Config:

@@ -18,6 +18,14 @@ class Found:
     vdso: int
 
 
+@dataclass(frozen=True)
+class Sight:
+    """What one look through the node showed. seen: the wanted containers that have any process at all."""
+
+    running: Mapping[tuple[str, str], list[Found]]
+    seen: frozenset[str]
+
+
 class Finder:
     """Looks through the host's /proc; costs one small file for each process of the node."""
 
@@ -40,15 +48,16 @@ class Finder:
                 found[one].append(int(entry.name))
         return found
 
-    def running(self, wanted: Mapping[str, set[str]]) -> dict[tuple[str, str], list[Found]]:
-        """Return (container id, build id) -> processes that map that build.
+    def look(self, wanted: Mapping[str, set[str]]) -> Sight:
+        """Return (container id, build id) -> processes that map that build, and which containers are there at all.
 
         Args:
             wanted: container id -> build ids.
         """
         result: dict[tuple[str, str], list[Found]] = defaultdict(list)
         self._modules.forget_beyond(10_000)
-        for container, pids in self.processes(wanted).items():
+        there = self.processes(wanted)
+        for container, pids in there.items():
             for pid in sorted(pids):
                 began = 0
                 try:
@@ -65,4 +74,4 @@ class Finder:
                     continue  # it ended while we looked; or a zombie, which maps nothing
                 for build_id in wanted[container] & modules.build_ids:
                     result[container, build_id].append(Found(pid, began, modules.vdso))
-        return result
+        return Sight(result, frozenset(there))

@@ -4,14 +4,13 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 
 import structlog
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from podgraft_agent.bundles import BundleCache
 from podgraft_agent.config import Config, read_config
@@ -23,7 +22,10 @@ from podgraft_agent.worker import Tools
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import PLURAL
 from podgraft_bundle.protocol import Event, Request
+from podgraft_bundle.trust import read_trust
 from podgraft_kube.client import Json, Kube
+from podgraft_kube.logs import configure_logs
+from podgraft_kube.metrics import BUILD, observe, serve_metrics
 from podgraft_kube.watch import watch
 
 PATH = f"/apis/{API_VERSION}/{PLURAL}"
@@ -33,16 +35,10 @@ log = structlog.get_logger(__name__)
 
 def main() -> None:
     """Run until SIGTERM or SIGINT; ends at once, for whatever is cut short is continued by the next agent."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    asyncio.run(run(read_config(os.environ)))
+    config = read_config(os.environ)
+    configure_logs(node=config.node)
+    BUILD.labels("agent", version("podgraft")).set(1)
+    asyncio.run(run(config))
 
 
 class Agent:
@@ -50,7 +46,8 @@ class Agent:
 
     def __init__(self, kube: Kube, config: Config) -> None:
         self._kube, self._config = kube, config
-        self._bundles = BundleCache(kube, config.namespace, config.cache_dir)
+        trust = read_trust(config.trust_dir, allow_unsigned=config.allow_unsigned)
+        self._bundles = BundleCache(kube, config.namespace, config.cache_dir, trust)
         self._changed = asyncio.Event()
         self._asked = asyncio.Event()
         tools = Tools(
@@ -120,26 +117,25 @@ async def run(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with await Kube.connect() as kube:
+    async with await Kube.connect(observe) as kube:
         agent = Agent(kube, config)
-        server = await _serve(agent, config.health_port)
+        servers = [await _serve(agent, config.health_port), await serve_metrics(config.metrics_port)]
+        log.info("agent is up", version=version("podgraft"))
         parts = {asyncio.create_task(part) for part in (agent.follow(), agent.look(), agent.answer())}
         ending = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait(parts | {ending}, return_when=asyncio.FIRST_COMPLETED)
         for part in parts:
             part.cancel()
         await agent.last_words()
-        await server.cleanup()
+        for server in servers:
+            await server.cleanup()
         for one in done - {ending}:
             one.result()
 
 
 async def _serve(agent: Agent, port: int) -> web.AppRunner:
-    async def metrics(_: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
-
     app = web.Application()
-    app.add_routes([web.get("/healthz", agent.health), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/healthz", agent.health)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - probes come from the node

@@ -1,6 +1,7 @@
 """The node: what its NodePatch asks for, a worker for every process that it is about, and the answers."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -10,12 +11,14 @@ import structlog
 from pydantic import ValidationError
 
 from podgraft_agent import metrics
-from podgraft_agent.finder import Finder, Found
+from podgraft_agent.finder import Finder, Found, Sight
 from podgraft_agent.progress import Progress
-from podgraft_agent.report import item_report
-from podgraft_agent.worker import Goal, Tools, Worker
+from podgraft_agent.report import Unseen, item_report
+from podgraft_agent.worker import OPS, Goal, Tools, Worker
 from podgraft_api.nodepatch import Desired, Item, ItemReport, NodePatchStatus, Phase, ProcessReport
 
+# A container has processes while it runs; the kubelet's word that it does not, and the operator's, come later.
+UNSEEN_SECONDS = 60.0
 log = structlog.get_logger(__name__)
 WorkerKey = tuple[str, str, Found]
 Prior = dict[tuple[str, int, int], ProcessReport]
@@ -33,6 +36,8 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked: set[tuple[str, int]] = set()
         self._prior: Prior = {}
+        # Container id -> since when no process of it is seen (monotonic seconds).
+        self._unseen: dict[str, float] = {}
 
     def take(self, body: dict[str, Any]) -> None:
         """Take in the NodePatch as it is now."""
@@ -40,7 +45,7 @@ class Node:
             # The agent has just started: what its predecessor wrote says which processes to ask first.
             self._prior = _prior(body)
         self.generation = body["metadata"]["generation"]
-        self.items, self.unreadable = {}, {}
+        before, self.items, self.unreadable = self.items, {}, {}
         for raw in body.get("spec", {}).get("items", []):
             try:
                 item = Item.model_validate(raw)
@@ -55,6 +60,10 @@ class Node:
                     message=f"this agent does not understand the item: {error.errors(include_url=False)[0]['msg']}",
                 )
         self._looked &= {(item.id, item.version) for item in self.items.values()}
+        for item in (one for key, one in self.items.items() if before.get(key) != one):
+            log.info("asked", op=OPS[item.desired], patch=item.bundle.name, version=item.version, **_about(item))
+        for item in (one for key, one in before.items() if key not in self.items):
+            log.info("no longer asked", patch=item.bundle.name, **_about(item))
 
     def clear(self) -> None:
         """The NodePatch is gone: nothing is asked for any more."""
@@ -69,11 +78,14 @@ class Node:
             for container in item.containers:
                 wanted.setdefault(container.id, set()).add(item.bundle.build_id)
         # Reading /proc of a full node takes tens of milliseconds: not in the event loop.
-        found = await asyncio.to_thread(self._finder.running, wanted) if wanted else {}
+        with metrics.LOOK_SECONDS.time():
+            sight = await asyncio.to_thread(self._finder.look, wanted) if wanted else Sight({}, frozenset())
+        now = time.monotonic()
+        self._unseen = {one: self._unseen.get(one, now) for one in wanted.keys() - sight.seen}
         kept: set[WorkerKey] = set()
         for item in items:
             for container in item.containers:
-                for one in found.get((container.id, item.bundle.build_id), ()):
+                for one in sight.running.get((container.id, item.bundle.build_id), ()):
                     key = (item.id, container.name, one)
                     kept.add(key)
                     self._ensure(key, item)
@@ -91,7 +103,12 @@ class Node:
             by_item.setdefault(item_id, []).append(worker.progress.report())
         reports = [
             self._overruled(item)
-            or item_report(item, by_item.get(item.id, ()), looked=(item.id, item.version) in self._looked)
+            or item_report(
+                item,
+                by_item.get(item.id, ()),
+                looked=(item.id, item.version) in self._looked,
+                unseen=self._not_seen(item),
+            )
             for item in self.items.values()
         ]
         self._count()
@@ -110,7 +127,7 @@ class Node:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _ensure(self, key: WorkerKey, item: Item) -> None:
-        goal = Goal(item.desired, item.bundle, float(item.thread_deadline_seconds))
+        goal = Goal(item.desired, item.bundle, float(item.thread_deadline_seconds), item.points)
         if key in self._workers:
             self._workers[key].aim(goal)
             return
@@ -121,17 +138,19 @@ class Node:
             progress.total, progress.max_held = prior.threads_total, prior.max_held_microseconds
         worker = Worker(found, goal, progress, self._tools, look_first=prior is not None)
         self._workers[key] = worker
-        task = asyncio.create_task(worker.run(), name=f"{item.pod.name}/{container}/{found.pid}")
+        # The task's context: every line that it logs says whom it is about.
+        with structlog.contextvars.bound_contextvars(container=container, pid=found.pid, **_about(item)):
+            task = asyncio.create_task(worker.run(), name=f"{item.pod.name}/{container}/{found.pid}")
         self._tasks.add(task)
-        task.add_done_callback(self._ended(key, worker))
+        task.add_done_callback(self._ended(key, worker, _about(item)))
 
-    def _ended(self, key: WorkerKey, worker: Worker) -> Callable[[asyncio.Task[None]], None]:
+    def _ended(self, key: WorkerKey, worker: Worker, about: dict[str, str]) -> Callable[[asyncio.Task[None]], None]:
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             if self._workers.get(key) is worker:
                 del self._workers[key]
             if not task.cancelled() and task.exception() is not None:
-                log.error("worker ended by a bug", task=task.get_name(), exc_info=task.exception())
+                log.error("worker ended by a bug", task=task.get_name(), exc_info=task.exception(), **about)
             self._tools.changed()
 
         return ended
@@ -151,10 +170,28 @@ class Node:
                 )
         return None
 
+    def _not_seen(self, item: Item) -> Unseen | None:
+        late = time.monotonic() - UNSEEN_SECONDS
+        missing = [one for one in item.containers if one.id in self._unseen]
+        first = min(missing, key=lambda one: self._unseen[one.id], default=None)
+        return Unseen(first.name, overdue=self._unseen[first.id] < late) if first is not None else None
+
     def _count(self) -> None:
-        phases = [worker.progress.phase for worker in self._workers.values()]
+        there = [worker.progress for worker in self._workers.values()]
+        phases = [one.phase for one in there]
         for phase in Phase:
             metrics.PROCESSES.labels(phase.value).set(phases.count(phase))
+        stragglers = [thread for one in there for thread in one.stragglers.values()]
+        metrics.THREADS.labels("total").set(sum(one.total for one in there))
+        metrics.THREADS.labels("migrated").set(sum(one.migrated for one in there))
+        metrics.STRAGGLERS.set(len(stragglers))
+        metrics.WAITED.set(max((one.waited_seconds for one in stragglers), default=0.0))
+        metrics.ITEMS.set(len(self.items))
+
+
+def _about(item: Item) -> dict[str, str]:
+    """Name an item in the log."""
+    return {"namespace": item.pod.namespace, "live_patch": item.live_patch.name, "pod": item.pod.name}
 
 
 def _prior(body: dict[str, Any]) -> Prior:

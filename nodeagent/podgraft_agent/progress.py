@@ -18,6 +18,7 @@ from podgraft_bundle.protocol import (
     Finalized,
     Inspected,
     Migrated,
+    Prepared,
     Refused,
     Reverted,
     Status,
@@ -61,9 +62,13 @@ class Progress:
         """Take in one event of an engine run."""
         if isinstance(event, Inspected):
             self.total = max(self.total, event.threads)
+        elif isinstance(event, Prepared):
+            if event.carrier_held_us is not None:
+                metrics.CARRIER_HELD.observe(event.carrier_held_us / 1e6)
         elif isinstance(event, Migrated):
             self._on_the_way()
             self.moved, self.total = event.migrated, event.total
+            metrics.MIGRATIONS.labels(event.how).inc()
             self._held(event.held_us)
             self.stragglers.pop(event.tid, None)
         elif isinstance(event, Waiting):
@@ -109,16 +114,20 @@ class Progress:
             return not mine
         return any(one.digest == bundle.digest and one.phase == "finalized" for one in mine)
 
+    @property
+    def migrated(self) -> int:
+        """Threads that run the new code; of a revert, those that are still to move."""
+        return self.moved if self.desired is Desired.APPLIED else max(0, self.total - self.moved)
+
     def report(self) -> ProcessReport:
-        """Return the report; of a revert, the threads that still run the new code count as migrated."""
-        migrated = self.moved if self.desired is Desired.APPLIED else max(0, self.total - self.moved)
+        """Return the report."""
         return ProcessReport(
             container=self.container,
             pid=self.pid,
             start_time=self.start_time,
             phase=self.phase,
             threads_total=self.total,
-            threads_migrated=migrated,
+            threads_migrated=self.migrated,
             reason=self.reason,
             message=self.message,
             max_held_microseconds=round(self.max_held, 1),

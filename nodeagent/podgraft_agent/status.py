@@ -4,6 +4,7 @@ import time
 
 import structlog
 
+from podgraft_agent import metrics
 from podgraft_agent.config import Config
 from podgraft_api.nodepatch import NodePatchStatus, Phase
 from podgraft_kube.client import UNAVAILABLE, ApiError, Json, Kube
@@ -46,8 +47,10 @@ class StatusWriter:
         except (ApiError, *UNAVAILABLE) as error:
             # The object was replaced, or the API server is away: the watch, or the next change, comes again.
             log.warning("status not written", error=str(error))
+            metrics.STATUS_WRITES.labels("failed").inc()
             self._written = None
             return
+        metrics.STATUS_WRITES.labels("done").inc()
         self._written, self._written_at = status, time.monotonic()
 
     def _due(self, status: NodePatchStatus) -> bool:

@@ -2,9 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import structlog
 
@@ -13,7 +15,7 @@ from podgraft_agent.engine import Outcome
 from podgraft_agent.finder import Found
 from podgraft_agent.progress import Progress
 from podgraft_api.nodepatch import BundleRef, Desired, Phase
-from podgraft_bundle.errors import ExitCode, PodgraftError, Reason
+from podgraft_bundle.errors import ExitCode, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Event, Failed, Refused, Request
 from podgraft_kube.client import UNAVAILABLE, ApiError
 
@@ -24,6 +26,7 @@ MAX_RETRY_SECONDS = {ExitCode.DEADLINE: 15.0}
 LOOK_AGAIN_SECONDS = 300.0
 LONGEST_RUN_SECONDS = 30.0
 MAX_TROUBLE_SECONDS = 120.0
+OPS: dict[Desired, Literal["apply", "revert"]] = {Desired.APPLIED: "apply", Desired.REVERTED: "revert"}
 GONE = frozenset({Reason.NO_SUCH_PROCESS, Reason.PROCESS_EXITED, Reason.MODULE_NOT_MAPPED})
 
 log = structlog.get_logger(__name__)
@@ -36,6 +39,7 @@ class Goal:
     desired: Desired
     bundle: BundleRef
     deadline: float
+    points: tuple[str, ...] = ()
 
 
 @dataclass
@@ -110,39 +114,56 @@ class Worker:
             self.progress.late(trouble)
             return self._backoff(MAX_RETRY_SECONDS[ExitCode.DEADLINE])
         if trouble is not None:
-            phase = Phase.REFUSED if isinstance(trouble, Refused) else Phase.FAILED
+            refused = isinstance(trouble, Refused)
+            counter = metrics.REFUSALS if refused else metrics.FAILURES
+            counter.labels(OPS[goal.desired], trouble.reason.value).inc()
+            phase = Phase.REFUSED if refused else Phase.FAILED
             self.progress.broken(phase, trouble.reason, f"{trouble.detail}; {trouble.hint}")
         return self._backoff(MAX_TROUBLE_SECONDS)
 
     async def _engine(self, goal: Goal) -> Outcome:
-        lock = self._tools.locks.setdefault(self.found.pid, asyncio.Lock())
-        async with lock, self._tools.slots:
+        async with self._turn():
             if self._look_first and await self._is_so(goal):
                 return Outcome(ExitCode.DONE)
             path = await self._tools.bundle(goal.bundle) if goal.desired is Desired.APPLIED else None
             request = Request(
-                op="apply" if goal.desired is Desired.APPLIED else "revert",
+                op=OPS[goal.desired],
                 pid=self.found.pid,
                 start_time=self.found.start_time,
                 bundle=str(path) if path is not None else None,
                 name=goal.bundle.name if goal.desired is Desired.REVERTED else None,
                 # A short run frees its place for others of the node; the next one goes on where it stopped.
                 deadline=min(goal.deadline, LONGEST_RUN_SECONDS),
+                points=list(goal.points) if goal.desired is Desired.APPLIED else [],
             )
             began = time.monotonic()
             self.progress.begin_run()
             outcome = await self._tools.run(request, self._hear)
+        seconds = time.monotonic() - began
         metrics.ENGINE_RUNS.labels(request.op, outcome.code.name.lower()).inc()
+        metrics.ENGINE_SECONDS.labels(request.op).observe(seconds)
         log.info(
             "engine run",
             op=request.op,
-            pid=request.pid,
             patch=goal.bundle.name,
             exit=outcome.code.name,
             reason=outcome.trouble.reason if outcome.trouble else None,
-            seconds=round(time.monotonic() - began, 3),
+            detail=outcome.trouble.detail if outcome.trouble else None,
+            threads=f"{self.progress.moved}/{self.progress.total}",
+            seconds=round(seconds, 3),
         )
         return outcome
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait for this process, and for one of the node's places for engines."""
+        lock = self._tools.locks.setdefault(self.found.pid, asyncio.Lock())
+        async with AsyncExitStack() as held:
+            with metrics.ENGINES.labels("waiting").track_inprogress():
+                await held.enter_async_context(lock)
+                await held.enter_async_context(self._tools.slots)
+            with metrics.ENGINES.labels("running").track_inprogress():
+                yield
 
     async def _is_so(self, goal: Goal) -> bool:
         """After a restart of the agent the process itself says where it stands."""
@@ -154,13 +175,15 @@ class Worker:
 
     def _trouble(self, goal: Goal, error: Exception) -> float:
         """Tell what kept the engine from running: no bundle, no child, no space, a line that makes no sense."""
-        reason = str(Reason.INTERNAL)
+        reason, message = str(Reason.INTERNAL), f"{type(error).__name__}: {error}"
         if isinstance(error, PodgraftError):
-            reason = str(error.reason)
+            reason, message = str(error.reason), f"{error.detail}; {error.hint}"
         elif isinstance(error, (ApiError, *UNAVAILABLE)):
             reason = "BundleNotFetched"
+        metrics.FAILURES.labels(OPS[goal.desired], reason).inc()
+        log.warning("the engine could not run", patch=goal.bundle.name, reason=reason, error=str(error))
         if goal == self.goal:
-            self.progress.broken(Phase.FAILED, reason, f"{type(error).__name__}: {error}")
+            self.progress.broken(Phase.REFUSED if isinstance(error, Refusal) else Phase.FAILED, reason, message)
         return self._backoff(MAX_TROUBLE_SECONDS)
 
     def _hear(self, event: Event) -> None:

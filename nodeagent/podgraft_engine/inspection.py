@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Inspect a process without touching it: can this bundle be applied, and where (design 3, step 1)?"""
 
-import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_bundle.manifest import Range, Reference, ReplacedFunction
+from podgraft_bundle.manifest import Reference
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
-from podgraft_engine.code.holes import Holes
-from podgraft_engine.code.puns import LONGEST_PUN, Pun
-from podgraft_engine.code.sites import Site, choose_site
-from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.code.linker import check_object
+from podgraft_engine.code.sites import Site
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.state import PatchRecord, State, read_state
-from podgraft_engine.target.layout import PAGE, trampoline_room
+from podgraft_engine.sitefinder import SiteFinder
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
 from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
@@ -82,17 +81,26 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     except Refusal as refusal:
         findings.problems.append(refusal)
         return findings
-    # A retired patch keeps its holes: its stubs are there for the next time.
-    others = [p for p in _patches(target) if p.digest != bundle.digest]
-    holes = Holes(findings.module, target.memory, _claimed(others))
+    declared = _of_points(target, [*bundle.manifest.points, *points])
+    finder = SiteFinder(
+        target.process, target.memory, findings.module, target.state, digest=bundle.digest, declared=declared
+    )
     for function in bundle.manifest.functions:
         try:
-            findings.sites.append(_site_of(target, findings.module, function, holes))
+            findings.sites.append(finder.find(function))
         except Refusal as refusal:
             findings.problems.append(refusal)
+    findings.problems += _beside_points([*points, *bundle.manifest.points], findings.sites)
     for reference in bundle.manifest.references:
         try:
             findings.values[reference.symbol] = resolve(reference, target, findings.module)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    if not findings.problems:
+        symbols = [f.new_symbol for f in bundle.manifest.functions]
+        try:
+            at = findings.module.mappings[0].start
+            check_object(bundle.object, bundle.manifest.references, findings.values, symbols, at)
         except Refusal as refusal:
             findings.problems.append(refusal)
     return findings
@@ -141,6 +149,15 @@ def report(target: Target, findings: Findings, bundle: Bundle) -> Inspected:
     )
 
 
+def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
+    """At a declared point a thread migrates in the middle of a call; a branch back would lead it into new code."""
+    return [
+        Refusal(Reason.NO_PATCH_SITE, f"{site.function} branches back to its site: no point may be declared")
+        for site in sites
+        if points and site.reentrant
+    ]
+
+
 def _patches(target: Target) -> list[PatchRecord]:
     return target.state.document.patches if target.state else []
 
@@ -150,6 +167,9 @@ def _check_manifest(bundle: Bundle) -> None:
     manifest = bundle.manifest
     if any(f.save_registers for f in manifest.functions):
         raise Refusal(Reason.IPA_RA_HAZARD, "the bundle wants registers to be saved around a new function")
+    ranges = sorted((f.entry.offset, f.entry.offset + f.entry.size) for f in manifest.functions)
+    if any(first[1] > second[0] for first, second in pairwise(ranges)):
+        raise Refusal(Reason.BUNDLE_MALFORMED, "functions of the manifest overlap")
     wanted = tuple(int(n) for n in re.findall(r"\d+", manifest.requires.kernel)[:2])
     if wanted > kernel_version():
         raise Refusal(Reason.KERNEL_TOO_OLD, f"the bundle wants kernel {manifest.requires.kernel}")
@@ -201,67 +221,11 @@ def _check_points(target: Target, bundle: Bundle, points: list[str]) -> None:
         declared_point(target.modules, name)
 
 
-def _claimed(patches: list[PatchRecord]) -> set[int]:
-    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program."""
-    pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
-    punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
-    return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
-
-
-def _has_shadow_stack(process: Process) -> bool:
-    """Tell whether a thread has one (Documentation/arch/x86/shstk.rst)."""
-    features = (process.status(tid).get("x86_Thread_features", "") for tid in process.threads())
-    return any("shstk" in line.split() for line in features)
-
-
-class _Surroundings:
-    """What the site ladder asks of the process."""
-
-    def __init__(self, target: Target, holes: Holes) -> None:
-        self._target = target
-        self._memory = target.memory
-        self._maps = target.process.maps()
-        self._holes = holes
-        self.shadow_stack = _has_shadow_stack(target.process)
-        self.padding = holes.behind
-        self.is_free = holes.is_free
-
-    def holes(self, origin: int, size: int) -> Iterator[int]:
-        """Leave out what lies on pages that others have changed: the site itself may not."""
-        return (h for h in self._holes.near(origin, size) if not _changed_by_others(self._target, h // PAGE * PAGE))
-
-    def has_room(self, pun: Pun) -> bool:
-        return trampoline_room(self._maps, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
-
-    def read(self, address: int, size: int) -> bytes | None:
-        mapped = any(m.start <= address and address + size <= m.end and "r" in m.perms for m in self._maps)
-        return self._memory.read(address, size) if mapped else None
-
-
-def _site_of(target: Target, module: Module, function: ReplacedFunction, holes: Holes) -> Site:
-    code = _read_checked(target, module, function.entry)
-    parts = [(module.bias + p.offset, _read_checked(target, module, p)) for p in function.parts]
-    start = module.bias + function.entry.offset
-    site = choose_site(function.entry.symbol, start, code, parts, _Surroundings(target, holes))
-    for at, size in site.claims():
-        for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
-            if _changed_by_others(target, page):
-                detail = f"page {page:#x} of {site.function} is no longer the file's"
-                raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
-        holes.take(at, size)
-    return site
-
-
-def _read_checked(target: Target, module: Module, old: Range) -> bytes:
-    address = module.bias + old.offset
-    if not module.contains(address) or not module.contains(address + old.size - 1):
-        raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} does not lie in the module's mapped code")
-    code = target.memory.read(address, old.size)
-    if hashlib.sha256(code).hexdigest() != old.sha256:
-        raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} at {address:#x} differs from the code in the bundle")
-    return code
-
-
-def _changed_by_others(target: Target, page: int) -> bool:
-    ours = {p.live for p in target.state.document.pages} if target.state else set()
-    return page not in ours and target.memory.anonymous(page)
+def _of_points(target: Target, names: list[str]) -> set[int]:
+    """Return the bytes that declared points will change; that one cannot be placed is a problem of its own."""
+    used: set[int] = set()
+    for name in names:
+        with suppress(Refusal):
+            point = declared_point(target.modules, name)
+            used.update(range(point.address, point.address + point.length))
+    return used

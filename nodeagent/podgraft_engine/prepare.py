@@ -36,6 +36,7 @@ from podgraft_engine.helper.rpc import (
 from podgraft_engine.inspection import Findings, Target
 from podgraft_engine.patched.pages import pages_of
 from podgraft_engine.patched.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE, gap_near, trampoline_room
 from podgraft_engine.target.module import Module
 from podgraft_engine.target.proc import Mapping
@@ -81,8 +82,10 @@ def _prepare_somewhere(target: Target, state: State, helper: Helper, findings: F
             _map(helper, state, record, (at // PAGE * PAGE, PAGE), PROT_RX)
             target.memory.write(at, content)
         _write(target, linked, sites, [f.new_symbol for f in bundle.manifest.functions])
+        reached(Step.CODE_WRITTEN)
         protect(helper, area, image.code_size, PROT_RX)
         protect(helper, linked.starts[2], area + image.size - linked.starts[2], PROT_RW)
+        reached(Step.AREA_PROTECTED)
         reserve_workspace(target, state, helper, record)
     except PodgraftError:
         if target.process.alive():
@@ -103,6 +106,7 @@ def reserve_workspace(target: Target, state: State, helper: Helper, record: Patc
     for _ in range(PLACES_TO_TRY):
         address = gap_near(target.process.maps(), record.area, size)
         if try_map_fixed(helper, address, size, PROT_NONE):
+            reached(Step.WORKSPACE_MAPPED)
             record.workspace, record.workspace_size = address, size
             state.commit()
             return
@@ -117,6 +121,7 @@ def release_workspace(state: State, helper: Helper, record: PatchRecord) -> None
     # Forgotten before it is unmapped: a crash in between leaks it, the other order could unmap the program's memory.
     record.workspace = record.workspace_size = 0
     state.commit()
+    reached(Step.WORKSPACE_FORGOTTEN)
     unmap(helper, address, size)
 
 
@@ -129,6 +134,7 @@ def discard(state: State, helper: Helper, record: PatchRecord) -> None:
         return
     state.document.patches.remove(record)
     state.commit()
+    reached(Step.AREA_FORGOTTEN)
     for address, size in record.mapped:
         unmap(helper, address, size)
 
@@ -136,6 +142,7 @@ def discard(state: State, helper: Helper, record: PatchRecord) -> None:
 def _map(helper: Helper, state: State, record: PatchRecord, where: tuple[int, int], protection: int) -> None:
     """Map memory and write down that it is ours, in this order: only what is written down is ever unmapped."""
     map_fixed(helper, *where, protection)
+    reached(Step.AREA_MAPPED)
     record.mapped.append(where)
     state.commit()
 
@@ -151,14 +158,14 @@ def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
     if site.pun is not None:
         pieces = [punned_jump(site.address, site.length, site.pun, door).hex() for door in doors]
         jump = Patchlet(address=site.address, transition=pieces[0], final=pieces[1])
-        return SiteRecord(function=site.function, rung=site.rung, site=jump)
+        return SiteRecord(function=site.function, rung=site.rung, site=jump, reentrant=site.reentrant)
     *hops, last = site.address, *site.holes
     pieces = [near_jump(last, door).hex() for door in doors]
     jumps = [Patchlet(address=last, transition=pieces[0], final=pieces[1])]
     for at, onward in zip(reversed(hops), reversed(site.holes), strict=True):
         short = short_jump(at, onward).hex()
         jumps.insert(0, Patchlet(address=at, transition=short, final=short))
-    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:])
+    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:], reentrant=site.reentrant)
 
 
 def _doors(site: Site, linked: Linked, new_symbol: str, index: int) -> tuple[int, int]:

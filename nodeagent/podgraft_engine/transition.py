@@ -29,6 +29,7 @@ from podgraft_engine.patched.state import (
     open_state,
 )
 from podgraft_engine.prepare import discard, links_of, prepare, release_workspace, reserve_workspace
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.ehframe import EhFrame
 from podgraft_engine.target.proc import Process
 from podgraft_engine.target.tracer import NotHeld, holds
@@ -66,6 +67,10 @@ class Transition:
         if record is not None and record.phase == "finalized" and is_intact(record, self._target.memory):
             self._say_finalized(record, Tally())
             return
+        if record is not None and points and any(site.reentrant for site in record.sites):
+            raise Refusal(
+                Reason.NO_PATCH_SITE, "a function branches back to its site: no point may be declared any more"
+            )
         if record is None:
             record = self._start(bundle, points)
         else:
@@ -219,6 +224,9 @@ class Transition:
         target = self._target
         if target.block is None:
             target.block = block.place(self._process, target.memory)
+        # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.
+        for module in target.modules:
+            module.read_ahead()
         generation = target.state.document.generation if target.state else 0
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
         self._state = open_state(self._process, target.memory, target.block, self._helper)
@@ -269,6 +277,7 @@ class Transition:
         looker = Looker(self._process, self._stacks(), self._unwinder(record), code)
         if not drained(looker, {self._helper.tid}, self._deadline, self._helper.keep_alive):
             raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")
+        reached(Step.HOLES_DRAINED)
         state = self._open_state
         document = state.document
         for page in filter(self._pages.has, pages_of(record)):
@@ -351,6 +360,7 @@ class Transition:
     def _open_gate(self, record: PatchRecord, new_from: int, new_until: int) -> None:
         """Threads with a generation in [from, until) take the new function; no choice changes by this write alone."""
         self._target.memory.write(record.gate, struct.pack("<2Q", new_from, new_until))
+        reached(Step.GATE_OPENED)
 
     def _set_phase(self, record: PatchRecord, phase: Phase) -> None:
         record.phase = phase

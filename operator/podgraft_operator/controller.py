@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,13 +12,24 @@ from pydantic import ValidationError
 from podgraft_api.livepatch import FINALIZER, LivePatchSpec, LivePatchStatus
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import LivePatchRef
+from podgraft_api.progress import RolloutStatus
 from podgraft_kube.client import UNAVAILABLE, ApiError, Kube
-from podgraft_operator import livepatches, nodes
+from podgraft_operator import livepatches, metrics, nodes, pace
 from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
+from podgraft_operator.census import Census, count
+from podgraft_operator.change import Wish
 from podgraft_operator.config import Config
-from podgraft_operator.rollout import Plan, Target, Wish, plan
-from podgraft_operator.summary import AGENT_SILENT, Problem, summarize
-from podgraft_operator.targets import chosen, matches, selector_problem
+from podgraft_operator.conflicts import Claim, arbitrate, claim
+from podgraft_operator.events import Recorder
+from podgraft_operator.health import Measurement
+from podgraft_operator.placement import Target
+from podgraft_operator.problem import Problem
+from podgraft_operator.progress import advance, decided
+from podgraft_operator.prometheus import Gauges
+from podgraft_operator.rollout import Plan, plan
+from podgraft_operator.summary import AGENT_SILENT, summarize
+from podgraft_operator.targets import matches, selector_problem, target
+from podgraft_operator.turns import Turn
 from podgraft_operator.world import KINDS, Key, World
 
 COALESCE_SECONDS = 0.3
@@ -36,7 +48,10 @@ class Controller:
     def __init__(self, kube: Kube, config: Config) -> None:
         self._kube, self._config = kube, config
         self.world = World(config.agent_seconds)
-        self._bundles = BundleStore(kube, config.namespace)
+        self._bundles = BundleStore(kube, config, self.world.mark_all)
+        self._claims: dict[str, dict[str, Claim]] = {}
+        self._gauges = Gauges(config.prometheus_urls)
+        self._recorder = Recorder(kube)
         self.alive_at = time.monotonic()
 
     async def run(self) -> None:
@@ -69,25 +84,40 @@ class Controller:
             listed = await self._kube.get(path, **query)
             self.world.compare(kind, listed["items"], int(listed["metadata"]["resourceVersion"]))
         self.world.mark_all()
+        self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}
+        # Where a failed rollout goes back to.
+        used |= set(map(_stable, self.world.live_patches.values()))
         for name in await self._bundles.collect(used):
             log.info("removed a bundle that nothing uses", config_map=name)
 
     async def _look(self) -> None:
-        keys, self.world.dirty = sorted(self.world.dirty), set()
+        keys, self.world.dirty = sorted(self.world.dirty, key=self.world.age), set()
         for index, key in enumerate(keys):
+            metrics.QUEUE.set(len(keys) - index + len(self.world.dirty))
             try:
-                await self._reconcile(key)
+                with (
+                    metrics.RECONCILE_SECONDS.time(),
+                    structlog.contextvars.bound_contextvars(namespace=key[0], live_patch=key[1]),
+                ):
+                    await self._reconcile(key)
+                metrics.RECONCILES.labels("done").inc()
             except ApiError as error:
+                metrics.RECONCILES.labels("refused").inc()
                 # One resource that cannot be written must not keep the others waiting; the next tick tries it again.
-                log.warning("not reconciled", live_patch="/".join(key), error=str(error))
+                log.warning("not reconciled", namespace=key[0], live_patch=key[1], error=str(error))
                 if error.status in {404, 409}:
                     self.world.mark(key)
             except ValidationError:
-                log.exception("not reconciled: the cluster holds what the models forbid", live_patch="/".join(key))
+                metrics.RECONCILES.labels("not_understood").inc()
+                log.exception(
+                    "not reconciled: the cluster holds what the models forbid", namespace=key[0], live_patch=key[1]
+                )
             except UNAVAILABLE:
+                metrics.RECONCILES.labels("no_answer").inc()
                 self.world.dirty.update(keys[index:])
                 raise
+        metrics.QUEUE.set(len(self.world.dirty))
 
     async def _reconcile(self, key: Key) -> None:
         body = self.world.live_patches.get(key)
@@ -112,8 +142,14 @@ class Controller:
             if (item.live_patch.namespace, item.live_patch.name) == key and item.live_patch.uid != uid
         }
         for ref in refs:
-            self._bundles.forget(ref.uid)
+            self._forget(ref)
             await self._advance(Wish(ref, leaving="Revert", max_parallel="100%"), [])
+
+    def _forget(self, ref: LivePatchRef) -> None:
+        uid = ref.uid
+        self._claims.get(ref.namespace, {}).pop(uid, None)
+        self._bundles.forget(uid)
+        self._gauges.forget(uid)
 
     async def _advance(self, wish: Wish, targets: list[Target]) -> tuple[Plan, bool]:
         """Plan and write; returns the plan, and whether everything was written."""
@@ -125,33 +161,60 @@ class Controller:
         return decided, fresh
 
     async def _roll(self, body: dict[str, Any]) -> None:
-        before = _status(body)
-        problem: Problem | None = None
-        resolved: Resolved | None = None
-        spec: LivePatchSpec | None = None
-        try:
-            spec = LivePatchSpec.model_validate(body["spec"])
-            resolved = await self._resolve(body, spec)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            problem = Problem("InvalidSpec", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
-        except BundleProblem as error:
-            problem = error.problem
-        wrong = selector_problem(spec.selector) if spec is not None else None
-        if wrong is not None:
-            problem = Problem("InvalidSelector", wrong)
-        wish = _wish(body, spec, None if problem else resolved)
-        targets = self._targets(body, spec) if spec is not None and wrong is None else []
-        decided, _ = await self._advance(wish, targets)
+        before, ref = _status(body), _ref(body)
+        spec, resolved, problem = await self._read(body)
+        bundle = resolved.ref if resolved is not None else None
+        targets = self._targets(body, spec) if spec is not None else []
+        if spec is not None and resolved is not None:
+            targets = self._arbitrate(body, spec, resolved, before.rollout, targets)
+        # Counted for the bundle that is rolled out, also while it is taken back.
+        counted = Wish(ref, bundle=bundle, withdrawn=before.rollout.withdrawn if before.rollout else None)
+        census = count(counted, targets, self.world.placed(ref.uid))
+        measured = self._measured(body, spec, before.rollout, census)
+        rollout = advance(before.rollout, pace.orders(body, spec, bundle), census, measured, datetime.now(UTC))
+        if rollout is not None and decided(before.rollout, rollout):
+            # Before anything is done about it: a revert that is under way and not stored could be forgotten.
+            self.world.see("livepatches", await livepatches.remember(self._kube, body, rollout), watched=False)
+        wish = pace.wish(ref, spec, bundle, rollout, census.matched)
+        done, _ = await self._advance(wish, targets)
         status = summarize(
-            decided,
+            done,
             generation=body["metadata"]["generation"],
             before=before,
-            bundle=resolved.info if resolved else None,
+            bundle=resolved.info if resolved is not None else None,
             problem=problem,
-            paused=wish.paused,
+            rollout=rollout,
+            strategy=spec.strategy if spec is not None else None,
+            paused=spec is not None and spec.paused,
         )
-        await self._write_status(body, before, status)
+        await self._write_status(body, before, status, done)
+
+    async def _read(self, body: dict[str, Any]) -> tuple[LivePatchSpec | None, Resolved | None, Problem | None]:
+        """Return the spec, None when it cannot be understood; its bundle; and what stands in the way."""
+        try:
+            spec = LivePatchSpec.model_validate(body["spec"])
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            return None, None, Problem("InvalidSpec", f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        wrong = selector_problem(spec.selector)
+        if wrong is not None:
+            return None, None, Problem("InvalidSelector", wrong)
+        try:
+            return spec, await self._resolve(body, spec), None
+        except BundleProblem as error:
+            return spec, None, error.problem
+
+    def _measured(
+        self, body: dict[str, Any], spec: LivePatchSpec | None, memory: RolloutStatus | None, census: Census
+    ) -> Measurement | None:
+        """Return what Prometheus last said, while a rollout is under way that asks for it."""
+        meta = body["metadata"]
+        query = spec.strategy.health.prometheus if spec is not None and spec.strategy.health is not None else None
+        under_way = memory is not None and memory.failure is None and not memory.complete and census.begun > 0
+        if query is None or not under_way:
+            self._gauges.forget(meta["uid"])
+            return None
+        return self._gauges.look(meta["uid"], query, lambda: self.world.mark((meta["namespace"], meta["name"])))
 
     async def _resolve(self, body: dict[str, Any], spec: LivePatchSpec) -> Resolved:
         meta = body["metadata"]
@@ -159,72 +222,90 @@ class Controller:
 
     def _targets(self, body: dict[str, Any], spec: LivePatchSpec) -> list[Target]:
         started_before = None if spec.repatch else body["metadata"]["creationTimestamp"]
-        found = []
-        for pod in self.world.pods.get(body["metadata"]["namespace"], {}).values():
-            if matches(spec.selector, pod.labels):
-                containers = chosen(pod, spec.containers, started_before)
-                if containers:
-                    found.append(Target(pod.node, pod.ref, containers))
-        return found
+        pods = self.world.pods.get(body["metadata"]["namespace"], {}).values()
+        found = (target(pod, spec.containers, started_before) for pod in pods if matches(spec.selector, pod.labels))
+        return [one for one in found if one is not None]
+
+    def _arbitrate(
+        self,
+        body: dict[str, Any],
+        spec: LivePatchSpec,
+        resolved: Resolved,
+        memory: RolloutStatus | None,
+        targets: list[Target],
+    ) -> list[Target]:
+        """Mark the pods in which another LivePatch goes first."""
+        reverting = memory is not None and memory.failure is not None and memory.failure.reverting
+        mine = claim(body, spec, resolved, wants=not reverting)
+        namespace = body["metadata"]["namespace"]
+        claims = self._claims.setdefault(namespace, {})
+        claims[mine.uid] = mine
+        alive = [one for one in claims.values() if self._is_there(namespace, one)]
+        return arbitrate(mine, alive, targets, lambda one: self.world.on_pod(one.node, one.pod.uid))
+
+    def _is_there(self, namespace: str, one: Claim) -> bool:
+        body = self.world.live_patches.get((namespace, one.name))
+        return body is not None and body["metadata"]["uid"] == one.uid
 
     async def _leave(self, body: dict[str, Any]) -> None:
         if FINALIZER not in body["metadata"].get("finalizers", []):
             return
+        claims, uid = self._claims.get(body["metadata"]["namespace"], {}), body["metadata"]["uid"]
+        if uid in claims:
+            claims[uid] = replace(claims[uid], wants=False)
         keep = body["spec"].get("deletionPolicy") == "Keep"
         parallel = body["spec"].get("strategy", {}).get("maxParallel", "25%")
         wish = Wish(_ref(body), leaving="Keep" if keep else "Revert", max_parallel=parallel)
-        decided, fresh = await self._advance(wish, [])
+        done, fresh = await self._advance(wish, [])
         left = list(self.world.placed(wish.live_patch.uid))
         awaited = [one for one in left if not one.silent]
         late = _age(body["metadata"]["deletionTimestamp"]) > self._config.revert_seconds
         if not fresh or (awaited and not late):
             before = _status(body)
             status = summarize(
-                decided,
+                done,
                 generation=body["metadata"]["generation"],
                 before=before,
                 bundle=None,
-                problem=None,
+                rollout=before.rollout,
                 leaving=True,
             )
-            await self._write_status(body, before, status)
+            await self._write_status(body, before, status, done)
             return
+        await self._recorder.leave(body, done.states)
         if left:
             where = ", ".join(sorted({f"{one.item.pod.name} on {one.node}" for one in left})[:10])
             reason = "RevertUnfinished" if awaited else AGENT_SILENT
-            await livepatches.emit(
-                self._kube, body, "Warning", reason, f"not waited for; reverted as soon as possible: {where}"
-            )
-        self._bundles.forget(wish.live_patch.uid)
+            note = f"not waited for; reverted as soon as possible: {where}"
+            await self._recorder.post(body, Turn("Warning", reason, "Revert", note))
+        elif done.states and not keep:
+            await self._recorder.post(body, Turn("Normal", "Reverted", "Revert", "every pod runs its old code again"))
+        self._forget(wish.live_patch)
         written = await livepatches.set_finalizer(self._kube, body, present=False)
         self.world.see("livepatches", written, watched=False)
-        log.info("left", namespace=wish.live_patch.namespace, live_patch=wish.live_patch.name, open=len(left))
+        log.info("left", open=len(left))
 
-    async def _write_status(self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus) -> None:
+    async def _write_status(
+        self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus, done: Plan
+    ) -> None:
         written = await livepatches.write_status(self._kube, body, before, status)
         if written is not None:
             self.world.see("livepatches", written, watched=False)
+        await self._recorder.observe(body, before, status, done.states)
 
 
 def _status(body: dict[str, Any]) -> LivePatchStatus:
     return LivePatchStatus.model_validate(body.get("status") or {})
 
 
+def _stable(body: dict[str, Any]) -> str:
+    rollout = (body.get("status") or {}).get("rollout") or {}
+    return str((rollout.get("stable") or {}).get("digest", ""))
+
+
 def _ref(body: dict[str, Any]) -> LivePatchRef:
     meta = body["metadata"]
     return LivePatchRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
-
-
-def _wish(body: dict[str, Any], spec: LivePatchSpec | None, resolved: Resolved | None) -> Wish:
-    if spec is None or resolved is None:
-        return Wish(_ref(body), paused=True)
-    return Wish(
-        _ref(body),
-        bundle=resolved.ref,
-        paused=spec.paused,
-        max_parallel=spec.strategy.max_parallel,
-        thread_deadline_seconds=spec.strategy.thread_deadline_seconds,
-    )
 
 
 def _age(timestamp: str) -> float:

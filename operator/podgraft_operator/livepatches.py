@@ -1,16 +1,14 @@
-"""Writing to LivePatches: finalizer, status, and Events at the turning points."""
+"""Writing to LivePatches: finalizer and status."""
 
-import uuid
-from datetime import UTC, datetime
 from typing import Any
 
-import structlog
+from pydantic import BaseModel
 
 from podgraft_api.livepatch import FINALIZER, PLURAL, LivePatchStatus
 from podgraft_api.model import API_VERSION
-from podgraft_kube.client import ApiError, Kube
+from podgraft_api.progress import RolloutStatus
+from podgraft_kube.client import Kube
 
-log = structlog.get_logger(__name__)
 Body = dict[str, Any]
 
 
@@ -30,43 +28,25 @@ async def set_finalizer(kube: Kube, body: Body, *, present: bool) -> Body:
 
 
 async def write_status(kube: Kube, body: Body, before: LivePatchStatus, status: LivePatchStatus) -> Body | None:
-    """Write the status if it differs, and an Event if its reason is new; returns the object as written."""
+    """Write the status if it differs; returns the object as written."""
     if status == before:
         return None
-    absent: Body = {field.alias or name: None for name, field in LivePatchStatus.model_fields.items()}
+    whole = _absent(LivePatchStatus) | status.wire()
+    if status.rollout is not None:
+        whole["rollout"] = _absent(RolloutStatus) | whole["rollout"]
+    return await _patch_status(kube, body, whole)
+
+
+async def remember(kube: Kube, body: Body, rollout: RolloutStatus) -> Body:
+    """Write the memory of the rollout alone, before anything is done about it; returns the object as written."""
+    return await _patch_status(kube, body, {"rollout": _absent(RolloutStatus) | rollout.wire()})
+
+
+async def _patch_status(kube: Kube, body: Body, status: Body) -> Body:
     # The uid guards against a namesake made meanwhile; there is no other writer of the status.
-    change = {"metadata": {"uid": body["metadata"]["uid"]}, "status": absent | status.wire()}
-    written = await kube.patch(f"{path(body)}/status", change)
-    ready = {one.type: one for one in status.conditions}["Ready"]
-    if ready.reason not in {one.reason for one in before.conditions if one.type == "Ready"}:
-        stalled = any(one.type == "Stalled" and one.status == "True" for one in status.conditions)
-        await emit(kube, body, "Warning" if stalled else "Normal", ready.reason, ready.message)
-    return written
+    return await kube.patch(f"{path(body)}/status", {"metadata": {"uid": body["metadata"]["uid"]}, "status": status})
 
 
-async def emit(kube: Kube, body: Body, kind: str, reason: str, message: str) -> None:
-    """Post an Event about a LivePatch; a namespace that is being deleted takes none, which is no error."""
-    meta, now = body["metadata"], datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    event = {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {"name": f"{meta['name'][:200].rstrip('.-')}.{uuid.uuid4().hex}", "namespace": meta["namespace"]},
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": "LivePatch",
-            "name": meta["name"],
-            "namespace": meta["namespace"],
-            "uid": meta["uid"],
-        },
-        "type": kind,
-        "reason": reason[:128],
-        "message": (message or reason)[:1024],
-        "source": {"component": "podgraft-operator"},
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }
-    try:
-        await kube.create(f"/api/v1/namespaces/{meta['namespace']}/events", event)
-    except ApiError as error:
-        log.warning("event not accepted", live_patch=meta["name"], reason=reason, error=str(error))
+def _absent(model: type[BaseModel]) -> Body:
+    """Return a null for each field: a merge patch keeps what it does not name."""
+    return {field.alias or name: None for name, field in model.model_fields.items()}

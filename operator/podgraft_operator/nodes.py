@@ -9,7 +9,7 @@ import structlog
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import PLURAL, Item
 from podgraft_kube.client import ApiError, Kube
-from podgraft_operator.rollout import Change
+from podgraft_operator.change import Change
 from podgraft_operator.world import World
 
 PATH = f"/apis/{API_VERSION}/{PLURAL}"
@@ -40,7 +40,7 @@ async def _write_node(kube: Kube, world: World, name: str, changes: list[Change]
     # The generation that this write will make: it grows with every write, so a version never comes back.
     version = known.body["metadata"]["generation"] + 1 if known is not None else 1
     for change in changes:
-        items.pop(change.id, None)
+        _say(name, change, items.pop(change.id, None))
         if change.item is not None:
             items[change.id] = change.item.model_copy(update={"version": version})
     spec = {"items": [one.wire() for one in items.values()]}
@@ -55,6 +55,13 @@ async def _write_node(kube: Kube, world: World, name: str, changes: list[Change]
     else:
         await kube.delete(f"{PATH}/{name}", {"preconditions": meta})
         world.see("nodepatches", known.body, deleted=True, watched=False)
+
+
+def _say(node: str, change: Change, before: Item | None) -> None:
+    item = change.item or before
+    if item is not None:
+        op = {"Applied": "apply", "Reverted": "revert"}[item.desired] if change.item is not None else "remove"
+        log.info("ask", node=node, pod=item.pod.name, op=op, patch=item.bundle.name)
 
 
 def _new(name: str, spec: dict[str, Any]) -> dict[str, Any]:

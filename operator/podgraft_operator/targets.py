@@ -1,12 +1,14 @@
 """Which running containers a LivePatch means: pods by label, containers by name."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from podgraft_api.livepatch import LabelSelector, Requirement
+from podgraft_api.livepatch import LabelSelector
 from podgraft_api.nodepatch import ContainerRef, PodRef
+from podgraft_api.selectors import mismatch
+from podgraft_operator.placement import Target
 
 # kubernetes.io, "Labels and Selectors", syntax and character set.
 _NAME = re.compile(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)")
@@ -33,6 +35,10 @@ class Pod:
     labels: Mapping[str, str]
     containers: tuple[Container, ...]
     terminating: bool
+    # Names of containers that ended and will be started again.
+    down: tuple[str, ...] = ()
+    ready: bool = True
+    restarts: int = 0
 
     @property
     def ref(self) -> PodRef:
@@ -45,20 +51,61 @@ _ID = re.compile(r"[0-9a-f]{12,64}")
 
 
 def parse_pod(body: Mapping[str, Any]) -> Pod | None:
-    """Return the pod, or None while it has no node or no running container."""
+    """Return the pod, or None while it has no node or never had a container that an agent could find."""
     meta, status = body["metadata"], body.get("status", {})
     node = body.get("spec", {}).get("nodeName")
+    passing = _passing(body.get("spec", {}))
     kinds = ("containerStatuses", "initContainerStatuses", "ephemeralContainerStatuses")
-    running = tuple(
-        Container(one["name"], one["containerID"].rpartition("/")[2], one["state"]["running"]["startedAt"])
-        for kind in kinds
-        for one in status.get(kind) or ()
-        if one.get("state", {}).get("running") and _ID.fullmatch(one.get("containerID", "").rpartition("/")[2])
-    )
-    if not node or not running:
+    known = [one for kind in kinds for one in status.get(kind) or () if one["name"] not in passing and _id(one)]
+    if not node or not known:
         return None
-    labels = dict(meta.get("labels") or {})
-    return Pod(meta["namespace"], meta["name"], meta["uid"], node, labels, running, "deletionTimestamp" in meta)
+    running = tuple(
+        Container(one["name"], _id(one), one["state"]["running"]["startedAt"])
+        for one in known
+        if one.get("state", {}).get("running")
+    )
+    return Pod(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        node=node,
+        labels=dict(meta.get("labels") or {}),
+        containers=running,
+        terminating="deletionTimestamp" in meta,
+        down=tuple(one["name"] for one in known if _comes_back(body["spec"], one)),
+        ready=any(one["type"] == "Ready" and one["status"] == "True" for one in status.get("conditions") or ()),
+        restarts=sum(one.get("restartCount", 0) for one in known),
+    )
+
+
+def _comes_back(spec: Mapping[str, Any], status: Mapping[str, Any]) -> bool:
+    """Return whether the kubelet will start a container that does not run again (kubernetes.io, "Pod Lifecycle")."""
+    state = status.get("state", {})
+    if "terminated" not in state:
+        return "waiting" in state
+    if any(one["name"] == status["name"] and one.get("restartPolicy") == "Always" for one in _initial(spec)):
+        return True  # a sidecar
+    policy, regular = spec.get("restartPolicy", "Always"), {one["name"] for one in spec.get("containers", ())}
+    failed = state["terminated"].get("exitCode", 0) != 0
+    return status["name"] in regular and (policy == "Always" or (policy == "OnFailure" and failed))
+
+
+def _id(status: Mapping[str, Any]) -> str:
+    """Return the container id without its scheme, or nothing when it is no id."""
+    found: str = status.get("containerID", "").rpartition("/")[2]
+    return found if _ID.fullmatch(found) else ""
+
+
+def _passing(spec: Mapping[str, Any]) -> frozenset[str]:
+    """Return the init containers that end by themselves; those that are sidecars stay (kubernetes.io, "Sidecars").
+
+    A patch would meet them in the middle of their one task, and the pod would wait for its end as for a failure.
+    """
+    return frozenset(one["name"] for one in _initial(spec) if one.get("restartPolicy") != "Always")
+
+
+def _initial(spec: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    return spec.get("initContainers") or ()
 
 
 def selector_problem(selector: LabelSelector) -> str | None:
@@ -85,22 +132,8 @@ def _value_problem(value: str) -> str | None:
 
 
 def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
-    """Evaluate a label selector as the API server does (apimachinery, pkg/labels/selector.go)."""
-    return all(labels.get(key) == value for key, value in (selector.match_labels or {}).items()) and all(
-        _meets(one, labels) for one in selector.match_expressions or ()
-    )
-
-
-def _meets(one: Requirement, labels: Mapping[str, str]) -> bool:
-    match one.operator:
-        case "In":
-            return labels.get(one.key) in (one.values or ())
-        case "NotIn":
-            return labels.get(one.key) not in (one.values or ())
-        case "Exists":
-            return one.key in labels
-        case "DoesNotExist":
-            return one.key not in labels
+    """Return whether a selector means a pod with these labels."""
+    return mismatch(selector, labels) is None
 
 
 def chosen(pod: Pod, names: tuple[str, ...], started_before: str | None) -> tuple[ContainerRef, ...]:
@@ -110,3 +143,12 @@ def chosen(pod: Pod, names: tuple[str, ...], started_before: str | None) -> tupl
         for one in sorted(pod.containers, key=lambda one: one.name)
         if (not names or one.name in names) and (started_before is None or one.started <= started_before)
     )
+
+
+def target(pod: Pod, names: tuple[str, ...], started_before: str | None) -> Target | None:
+    """Return a selected pod as a target, also while the containers meant are down; None when it has none of them."""
+    containers = chosen(pod, names, started_before)
+    down = not chosen(pod, names, None) and any(not names or one in names for one in pod.down)
+    if not containers and not down:
+        return None
+    return Target(pod.node, pod.ref, containers, ready=pod.ready, restarts=pod.restarts, labels=pod.labels)

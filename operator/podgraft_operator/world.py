@@ -11,13 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from podgraft_api.nodepatch import Item, NodePatch
-from podgraft_operator.rollout import Placed, settled
+from podgraft_api.nodepatch import Item, NodePatch, Phase
+from podgraft_operator.placement import Placed, settled
 from podgraft_operator.targets import Pod, parse_pod
 
 Kind = Literal["livepatches", "pods", "nodepatches"]
 KINDS: tuple[Kind, ...] = ("livepatches", "pods", "nodepatches")
 Key = tuple[str, str]
+# Phases in which an agent renews its heartbeat.
+BUSY = frozenset({Phase.PENDING, Phase.APPLYING, Phase.REVERTING})
 
 
 @dataclass
@@ -98,6 +100,32 @@ class World:
             for item in mine:
                 one = Placed(name, item, reports.get((item.id, item.version)))
                 yield Placed(name, item, one.report, silent=True) if quiet and not settled(one) else one
+
+    def silent_nodes(self) -> set[str]:
+        """Return the nodes that owe an answer and have not been heard of for too long."""
+        late, silent = time.monotonic() - self.agent_seconds, set()
+        for name, node in self.nodes.items():
+            if max(node.heard, node.asked) < late:
+                status = node.parsed.status
+                # Who refused or failed has answered, and sends no further sign of life.
+                answered = {(one.id, one.version) for one in status.items if one.phase not in BUSY} if status else set()
+                if any((one.id, one.version) not in answered for one in node.items):
+                    silent.add(name)
+        return silent
+
+    def on_pod(self, node: str, pod_uid: str) -> Iterator[Placed]:
+        """Yield the items of all LivePatches for one pod, with the reports that answer them."""
+        known = self.nodes.get(node)
+        status = known.parsed.status if known is not None else None
+        reports = {(one.id, one.version): one for one in status.items} if status is not None else {}
+        for item in known.items if known is not None else ():
+            if item.pod.uid == pod_uid:
+                yield Placed(node, item, reports.get((item.id, item.version)))
+
+    def age(self, key: Key) -> tuple[str, Key]:
+        """Return what sorts LivePatches by age: the older one is looked at first, for it may have the older right."""
+        body = self.live_patches.get(key)
+        return (body["metadata"]["creationTimestamp"] if body is not None else "", key)
 
     def mark(self, key: Key) -> None:
         """Ask for a look at a LivePatch."""

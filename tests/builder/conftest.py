@@ -11,6 +11,7 @@ from podgraft_builder.build import Options, Outcome, build
 from podgraft_builder.code import is_branch
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.running import RunningBinary
+from podgraft_bundle.errors import Reason
 
 COMMAND = "gcc -O2 -fPIE -pie -Wl,-z,relro,-z,now -o prog *.c"
 
@@ -22,6 +23,7 @@ class Project:
     folder: Path
     command: str = COMMAND
     running: Path | None = None
+    allow: frozenset[Reason] = frozenset()
     log: list[str] = field(default_factory=list)
 
     def build(self, old: dict[str, str], new: dict[str, str]) -> Outcome:
@@ -34,6 +36,7 @@ class Project:
             binary=Path("prog"),
             output=self.folder / "out.graft",
             running=self.running,
+            allow=self.allow,
         )
         return build(options, self.log.append)
 

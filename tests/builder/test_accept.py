@@ -5,6 +5,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from podgraft_bundle.errors import Reason
+
 MAIN = """
 #include <stdio.h>
 int work(int);
@@ -216,7 +220,8 @@ def test_unwind_information_comes_along(project: Any, tmp_path: Path) -> None:
 
 
 def test_cpp_exceptions(project: Any, link: Any) -> None:
-    """C++ code that throws and catches brings its exception tables."""
+    """C++ code that throws and catches brings its exception tables, where a human wants it so."""
+    project.allow = frozenset({Reason.EXCEPTION_TABLE})
     project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
     main = MAIN.replace("int work(int);", 'extern "C" int work(int);')
     text = """
@@ -257,6 +262,18 @@ def test_same_input_same_bytes(project: Any) -> None:
     assert b"cache" not in first.object
 
 
+def test_same_input_in_another_folder_same_bytes(project: Any, tmp_path: Path) -> None:
+    """Where the tree lies does not show in the bundle."""
+    files = {"main.c": MAIN, "lib.c": "#include <assert.h>\nint work(int a) { assert(a); return a; }\n"}
+    new = {"lib.c": "#include <assert.h>\nint work(int a) { assert(a > 0); return a + 1; }\n"}
+    project.build(files, new)
+    first = (project.folder / "out.graft").read_bytes()
+    project.folder = tmp_path / "another, longer place"
+    project.folder.mkdir()
+    project.build(files, new)
+    assert (project.folder / "out.graft").read_bytes() == first
+
+
 def test_patched_file_that_make_forgets(project: Any) -> None:
     """An object that the build command does not look at again is compiled again all the same."""
     project.command = "test -f lib.a || { gcc -O2 -fPIE -c lib.c && ar rc lib.a lib.o; }; gcc -pie -o prog main.o lib.a"
@@ -275,3 +292,117 @@ def test_binary_that_was_built_in_place(project: Any) -> None:
     outcome = project.build(files, {"lib.c": "int work(int a) { return a + 1; }\n"})
     assert outcome.running == project.folder / "a" / "prog"
     assert outcome.chosen == "built in place"
+
+
+def test_inline_variable_that_a_second_object_begins_to_use(project: Any, link: Any) -> None:
+    """An inline variable of C++ is one in the whole program: new code uses the one that runs."""
+    project.command = "g++ -O2 -std=c++17 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
+    header = "inline int counter = 5;\n"
+    main = '#include "s.h"\nint work(int);\nint main(int argc, char **) { return work(argc) + counter++; }\n'
+    lib = '#include "s.h"\nint work(int a) { return a%s; }\n'
+    outcome = project.build({"main.cc": main, "lib.cc": lib % "", "s.h": header}, {"lib.cc": lib % " + counter++"})
+    assert names(outcome) == ["_Z4worki"]
+    assert "old:counter" in link.link(outcome).addresses("_Z4worki")
+
+
+def test_numbered_statics_are_told_by_their_owner(project: Any, link: Any) -> None:
+    """Two statics of one name exchange their numbers and their order: each new use leads to its own variable."""
+    text = """
+static inline int up(void) { static int n = 1; return n++; }
+static inline int down(void) { static int n = 2; return n++; }
+int work(int a) { return @ + a; }
+"""
+    outcome = project.build(
+        {"main.c": MAIN, "lib.c": text.replace("@", "up() * 2 + down() * 3")},
+        {"lib.c": text.replace("@", "down() * 2 + up() * 3")},
+    )
+    running = link.link(outcome).running
+    start = {running.read(n.address, 4): n.address for n in running.symbols if n.name.startswith("n.")}
+    by_name = {r.symbol: r.offset for r in outcome.bundle.manifest.references}
+    assert sorted(by_name.values()) == sorted(start.values())
+    first = link.link(outcome).instructions("work")
+    used = [i.memory_displacement for i in first if i.is_ip_rel_memory_operand]
+    assert used[0] == start[(2).to_bytes(4, "little")]
+
+
+def test_members_of_one_name_in_an_archive_with_spaces(project: Any) -> None:
+    """Two members of one name are two objects, and the path of their archive may have spaces."""
+    project.command = (
+        "mkdir -p 'my libs' && for d in x y; do gcc -O2 -fPIE -c $d/m.c -o $d/m.o; done && "
+        "ar qcs 'my libs/l.a' x/m.o y/m.o && gcc -O2 -fPIE -c main.c -o main.o && "
+        "gcc -pie -Wl,-z,now,--as-needed -o prog main.o 'my libs/l.a' -lm"
+    )
+    files = {"main.c": MAIN, "x/m.c": "int work(int);\nint f(int a) { return a; }\n", "y/m.c": ""}
+    files["main.c"] = MAIN.replace("work(argc)", "work(argc) + f(argc)").replace("int work", "int f(int);\nint work")
+    files["y/m.c"] = "double sin(double);\nint work(int a) { return a + (int)sin(a); }\n"
+    new = files["y/m.c"].replace("a +", "a * 3 +")
+    assert names(project.build(files, {"y/m.c": new})) == ["work"]
+    for folder in ("a", "b"):
+        subprocess.run(["rm", "-rf", folder], cwd=project.folder, check=True)
+    assert names(project.build(files, {"x/m.c": "int f(int a) { return a * 3; }\n"})) == ["f"]
+
+
+@pytest.mark.parametrize("flags", ["", "-MMD -MF lib.d"])
+def test_header_of_the_tree_that_counts_as_system_header(project: Any, flags: str) -> None:
+    """A header behind -isystem is patched: its objects are compiled again, though the build command does not."""
+    make = (
+        "test -f lib.o || gcc -O2 -fPIE -isystem inc {} -c lib.c -o lib.o; test -f main.o || gcc -O2 -fPIE -c main.c;"
+    )
+    project.command = make.format(flags) + " gcc -pie -Wl,-z,now -o prog main.o lib.o"
+    header = "static inline int in(int a) { return a * %s; }\n"
+    files = {"main.c": MAIN, "inc/in.h": header % 3, "lib.c": "#include <in.h>\nint work(int a) { return in(a); }\n"}
+    assert names(project.build(files, {"inc/in.h": header % 5})) == ["work"]
+
+
+def test_what_the_bundle_leaves_out_is_told(project: Any) -> None:
+    """A patch may hold more than one binary can take: other programs, and sources that the build does not compile."""
+    project.command = "make"
+    old = {
+        "Makefile": "all: prog other\nprog: main.c work.c\n\tgcc -O2 -fPIE -pie -o $@ $^\n"
+        "other: other.o\n\tgcc -o $@ $^\n%.o: %.c\n\tgcc -O2 -c $<\n",
+        "main.c": "int work(int);\nint main(int c, char **v) { (void)v; return work(c); }\n",
+        "work.c": "int work(int a) { return a + 1; }\n",
+        "other.c": "int main(void) { return 1; }\n",
+        "unused.c": "int unused(void) { return 1; }\n",
+    }
+    new = {name: old[name].replace("1", "2") for name in ("work.c", "other.c", "unused.c")}
+    project.build(old, new)
+    told = [text for text in project.log if text.startswith("not in the bundle")]
+    assert told == [
+        "not in the bundle: unused.c is patched, but the build does not compile it",
+        "not in the bundle: other.o changes, but is no part of this binary",
+    ]
+
+
+def test_cold_part_of_a_function_with_an_alias(project: Any, link: Any) -> None:
+    """The cold part has the name of the definition, whichever alias is the first: it is compared and replaced."""
+    text = (
+        "#include <stdlib.h>\nvoid fail(int) __attribute__((cold));\n"
+        "int work(int a) { if (a > 100) { fail(a @ 7); abort(); } return a + 1; }\n"
+        'int also(int a) __attribute__((alias("work")));\n'
+    )
+    main = (
+        '#include <stdio.h>\nint work(int);\nint also(int);\nvoid fail(int a) { printf("%d\\n", a); }\n'
+        "int main(int c, char **v) { (void)v; return work(c) + also(c); }\n"
+    )
+    outcome = project.build({"main.c": main, "lib.c": text.replace("@", "*")}, {"lib.c": text.replace("@", "+")})
+    [function] = outcome.bundle.manifest.functions
+    assert [part.symbol for part in function.parts] == ["work.cold"]
+    assert "new:work.cold" in link.link(outcome).calls(function.new_symbol)
+
+
+def test_archive_with_two_members_of_one_name(project: Any) -> None:
+    """Both members are compared, and the fix lands in the one that it is for; a blank in the path does no harm."""
+    project.command = (
+        "cd 'a b' && rm -f lib.a && gcc -O2 -fPIE -c ../x/part.c -o part.o && ar qc lib.a part.o && "
+        "gcc -O2 -fPIE -c ../y/part.c -o part.o && ar q lib.a part.o && cd .. && "
+        "gcc -fPIE -pie -O2 -o prog main.c 'a b/lib.a'"
+    )
+    old = {
+        "a b/empty": "",
+        "x/part.c": "int x(int a) { return a + 1; }\n",
+        "y/part.c": "int y(int a) { return a - 1; }\n",
+        "main.c": "int x(int);\nint y(int);\nint main(int c, char **v) { (void)v; return x(c) * y(c); }\n",
+    }
+    for name, text in (("x", "int x(int a) { return a * 2; }\n"), ("y", "int y(int a) { return a * 2; }\n")):
+        assert names(project.build(old, {f"{name}/part.c": text})) == [name]

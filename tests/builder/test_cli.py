@@ -1,10 +1,16 @@
 """The commands of whoever makes a patch."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from podgraft_builder.explain import Explanation, Row
+from podgraft_builder.verdict import Hazard
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_cli.page import _page
 
 PODGRAFT = Path(sys.executable).with_name("podgraft")
 MAIN = "int work(int);\nint main(int argc, char **argv) { (void)argv; return work(argc); }\n"
@@ -68,3 +74,56 @@ def test_diff_of_two_object_trees(tmp_path: Path) -> None:
     assert [row["function"] for row in json.loads(done.stdout)["functions"]] == ["f"]
     done = run("diff", tmp_path / "old", tmp_path / "old")
     assert (done.returncode, done.stdout) == (3, "refused: NoChange\n")
+
+
+LOOP = """
+int n;
+__attribute__((noinline)) static int step(int a) { return a + n; }
+static inline int part(int a) { return a * @; }
+int outer(int a) { return part(a) + 1; }
+int work(int a) { for (;;) n = step(n) ^ (a > "<&>"[0]) @; }
+"""
+
+
+def test_overruled_hazard(project: Any) -> None:
+    """A hazard that a human overrules is in the table, in the last line, and in the bundle; others are refused."""
+    halves = LOOP.replace("@", "+ 1"), LOOP.replace("@", "+ 2")
+    page = project.folder / "page.html"
+    done = build(project, *halves, "--html", str(page))
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "refused: NeverQuiescent")
+    assert "refused: NeverQuiescent: lib.o: work never returns" in done.stdout
+    assert '<p class="refused">refused: NeverQuiescent' in page.read_text()
+    done = build(project, *halves, "--allow", "NeverQuiescent", "--html", str(page))
+    assert done.stdout.splitlines()[-1] == f"bundle {project.folder}/fix.graft: 2 functions, 1 hazards overruled"
+    shown = run("inspect", project.folder / "fix.graft").stdout
+    assert "overruled  NeverQuiescent: lib.o: work never returns" in shown
+    text = page.read_text()
+    assert text.count('<table class="code">') == 2
+    assert "inlines part" in text
+    assert "<td>source</td>" in text
+    assert re.search(r'<td class="gone">[^<]*</td><td class="came">[^<]*</td>', text)
+    assert not re.search(r"<script|<link|src=|https?:", text)
+    assert build(project, *halves, "--allow", "ChangedLayout").returncode == 2
+
+
+def test_page_escapes_everything() -> None:
+    """No text of a program or a patch becomes a part of the page."""
+    evil = "<script>alert('&')</script>"
+    hazard = Hazard(Reason.NEVER_QUIESCENT, evil, evil, evil, "warning")
+    row = Row(evil, evil, evil, evil, 1, 2, evil, (hazard,), (evil,), (evil + "2",))
+    refusal = Refusal(Reason.CHANGED_DATA, evil, evil)
+    text = "".join(_page(evil, Explanation((row,), (hazard,), refusal)))
+    assert "<script" not in text
+    assert text.count("&lt;script&gt;") >= 12
+
+
+def test_machine_readable(project: Any) -> None:
+    """With --json nothing but JSON is on standard output, with cause, outlook and hazards of each function."""
+    halves = LOOP.replace("@", "+ 1"), LOOP.replace("@", "+ 2")
+    done = build(project, *halves, "--json", "--allow", "NeverQuiescent")
+    document = json.loads(done.stdout)
+    rows = {row["function"]: row for row in document["functions"]}
+    assert rows["outer"]["cause"] == "inlines part"
+    assert rows["outer"]["outlook"] == "soon: returns"
+    assert rows["work"]["hazards"] == ["overruled: NeverQuiescent"]
+    assert [hazard["state"] for hazard in document["hazards"]] == ["overruled"]

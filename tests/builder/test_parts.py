@@ -150,7 +150,7 @@ def test_archives(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(name.encode() * 3)
     for kind, archive in (("rc", "a.a"), ("rcT", "t.a")):
         subprocess.run(["ar", kind, archive, "x.o", long], cwd=tmp_path, check=True)
-        assert archive_members(tmp_path / archive) == {name: name.encode() * 3 for name in ("x.o", long)}
+        assert archive_members(tmp_path / archive) == {name: [name.encode() * 3] for name in ("x.o", long)}
 
 
 @pytest.mark.parametrize(

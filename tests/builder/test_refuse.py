@@ -106,7 +106,7 @@ HAZARDS = {
         ("int", "long"),
     ),
     "constructor": (
-        Reason.UNSUPPORTED_CHANGE,
+        Reason.CHANGED_CONSTRUCTOR,
         "int n;\nint work(int a) { return n + a; }\n@\n",
         ("", "__attribute__((constructor)) static void start(void) { n = 7; }"),
     ),
@@ -224,6 +224,18 @@ def test_patch_does_not_apply(project: Any) -> None:
     assert "lib.c" in error.detail
 
 
+def test_tree_that_has_the_fix_already(project: Any) -> None:
+    """A dirty tree to which the patch was applied before is told so."""
+    old, new = pair("int work(int a) { return a @ 2; }\n", "+", "*")
+    project._write({"main.c": MAIN, **old}, new)
+    patch = (project.folder / "fix.patch").read_text()
+    project._write = lambda _old, _new: (project.folder / "fix.patch").write_text(patch)
+    (project.folder / "a" / "lib.c").write_text(new["lib.c"])
+    error = refused(project, old, new)
+    assert error.reason is Reason.PATCH_DOES_NOT_APPLY
+    assert "has the fix already" in error.hint
+
+
 def test_build_that_fails_shows_the_compiler(project: Any) -> None:
     """The last lines of the compiler are part of the error."""
     error = refused(project, *pair("int work(int a) { return a @ ; }\n", "+ 1", "+ nosuchname"))
@@ -300,7 +312,19 @@ def test_variable_that_moves_to_another_file(project: Any) -> None:
         "lib.c": "extern int state;\nint work(int a) { return state++ * a; }\n",
         "more.c": "int f(void) { return 1; }\nint state = 3;\n",
     }
-    assert refused(project, old, new).reason is Reason.UNSUPPORTED_CHANGE
+    assert refused(project, old, new).reason is Reason.MOVED_BETWEEN_FILES
+
+
+def test_function_that_loses_an_alias(project: Any) -> None:
+    """A name that was one function and becomes another would lead old code to the wrong one."""
+    old = {
+        "lib.c": 'int work(int a) { return a + 1; }\nint also(int a) __attribute__((alias("work")));\n',
+        "main.c": "int work(int);\nint also(int);\nint main(int c, char **v) { (void)v; return work(c) + also(c); }\n",
+    }
+    new = {"lib.c": "int work(int a) { return a * 3; }\nint also(int a) { return a + 1; }\n"}
+    error = refused(project, old, new)
+    assert error.reason is Reason.UNSUPPORTED_CHANGE
+    assert "also, work" in error.detail
 
 
 def test_variable_that_is_renamed(project: Any) -> None:
@@ -311,6 +335,7 @@ def test_variable_that_is_renamed(project: Any) -> None:
 
 
 def test_nothing_is_left_behind(project: Any) -> None:
-    """Temporary builds are deleted, also after a refusal."""
+    """Temporary builds are deleted, also after a refusal; what stays is the one old build that may be used again."""
     refused(project, *pair("int work(int a) { return a @ ; }\n", "+ 1", "+ nosuchname"))
-    assert list((project.folder / "cache").glob("*")) == []
+    [kept] = [path for path in (project.folder / "cache").iterdir() if path.is_dir()]
+    assert {path.name for path in kept.iterdir()} == {"bin", "kept", "kept.json", "new", "old", "plain"}

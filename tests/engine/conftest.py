@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from elftools.elf.elffile import ELFFile
 
 sys.path.insert(0, str(Path(__file__).parent))
 import forge
@@ -95,6 +96,14 @@ class Target:
                     memory.seek(start)
                     result += memory.read(end - start)
         return result
+
+    def address_of(self, function: str) -> int:
+        """Return where a function of the program is."""
+        with self.program.open("rb") as stream:
+            (symbol,) = ELFFile(stream).get_section_by_name(".symtab").get_symbol_by_name(function)
+            mine = [line.split() for line in self.maps() if line.endswith(str(self.program))]
+            base = next(int(words[0].split("-")[0], 16) for words in mine if words[2] == "00000000")
+            return base + int(symbol["st_value"])
 
     def quit(self) -> dict[str, int]:
         """End the program and return its last report."""

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import forge
 import pytest
-from conftest import Target, engine
+from conftest import Target, engine, run_target
 
 from podgraft_bundle.protocol import Request
 from podgraft_engine import prepare
@@ -106,3 +108,19 @@ def test_a_workspace_that_was_taken_meanwhile_goes_elsewhere(
     assert engine(target.pid, op="revert", name="pairs-2").code == 0
     monkeypatch.setattr(prepare, "gap_near", outdated(Process(target.pid)))
     assert serve(Request(op="apply", pid=target.pid, bundle=bundle)) == 0
+
+
+def test_trampolines_of_punned_jumps_serve_again(tmp_path: Path) -> None:
+    """A pun often reaches one page only, and after a revert our own trampoline still lies there."""
+    programs = Path(__file__).parent.parent / "torture" / "programs"
+    program = forge.compile_program(programs / "tls.c", tmp_path / "tls", "-fno-ipa-ra")
+    patch = forge.compile_object(programs / "patch.c", tmp_path / "patch.o")
+    bundle = str(tmp_path / "tls.graft")
+    forge.forge(program, patch, ["left", "right"], tmp_path / "tls.graft")
+    for target in run_target(program):
+        for _ in range(2):
+            applied = engine(target.pid, op="apply", bundle=bundle)
+            assert applied.code == 0, applied
+            target.ask("report")
+            assert (target.report()["old"], target.report()["wrong"]) == (0, 0)
+            assert engine(target.pid, op="revert", name="pairs-2").code == 0

@@ -9,6 +9,8 @@ from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.code.prologue import Undo
 from podgraft_engine.code.puns import Pun, punned_jump
 from podgraft_engine.code.sites import Site, choose_site
+from podgraft_engine.target.layout import trampoline_room
+from podgraft_engine.target.proc import Mapping
 
 START = 0x401000
 TABLE = 0x402000
@@ -220,3 +222,14 @@ def test_a_site_never_crosses_a_page() -> None:
     punned = choose("b901000000 c3", Around(room=lambda pun: pun.prefixes == 0), start)
     assert (punned.length, punned.pun.low if punned.pun else None) == (3, start + 5)
     refused("b901000000 c3", Around((0x401FE0, 5), room=lambda _: True), 0x401FFF)
+
+
+def test_room_for_a_trampoline_is_a_free_page_within_reach() -> None:
+    """What is mapped is stepped over; a trampoline begins 16 bytes into its page, and ends within window and page."""
+    taken = [Mapping(start, end, "r--p", 0, "", 0, "") for start, end in ((0x20000, 0x25000), (0x27000, 0x28000))]
+    assert trampoline_room(taken, 0x20000, 0x2FFFF, 32) == 0x25010
+    assert trampoline_room(taken, 0x26100, 0x2FFFF, 32) == 0x26100
+    assert trampoline_room(taken, 0x26FF0, 0x28FFF, 32) == 0x28010
+    assert trampoline_room(taken, 0x20000, 0x24FFF, 32) is None
+    assert trampoline_room(taken, 0x26000, 0x2602E, 32) is None
+    assert trampoline_room([], -0x1000, 0x800, 32) is None

@@ -56,9 +56,10 @@ class Api:
     ca: str
     token: str
 
-    def call(self, method: str, path: str, body: Any = None, content: str = "application/json") -> Json:
-        """Send one request, return the JSON answer."""
+    def call(self, method: str, path: str, body: Any = None, content: str = "application/json", **more: str) -> Json:
+        """Send one request, with `more` headers, return the JSON answer."""
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": content}
+        headers |= {name.replace("_", "-"): value for name, value in more.items()}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310 - https, ours
         try:
@@ -110,6 +111,12 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def listens(port: str | int) -> bool:
+    """Return whether something answers on a port of this machine."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 @contextlib.contextmanager

@@ -12,9 +12,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from apiserver import Api, api_server, free_port, running
+from apiserver import Api, api_server, free_port, listens, running
 from installed import SYSTEM, Start, account_token, install
-from stage import Cluster
+from stage import KEY, NEXT_KEY, Cluster, wait, write_trust
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +31,26 @@ def operator_config(api: Api, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mine.kubeconfig(tmp_path_factory.mktemp("operator") / "kubeconfig")
 
 
+@pytest.fixture(scope="session")
+def trust_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the trusted keys, as the chart mounts it."""
+    return write_trust(tmp_path_factory.mktemp("trust"), KEY, NEXT_KEY)
+
+
+@pytest.fixture(scope="session")
+def prometheus_url() -> str:
+    """The one Prometheus server that operators may ask; a test that needs it starts it."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
 @pytest.fixture(scope="module")
-def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
+def start_operator(
+    operator_config: Path, trust_dir: Path, prometheus_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Start:
     """Return a function that runs an operator while its block lasts."""
     log = tmp_path_factory.mktemp("operator") / "operator.log"
     environment = os.environ | {
+        "PODGRAFT_PROMETHEUS_URLS": prometheus_url,
         "KUBECONFIG": str(operator_config),
         "PODGRAFT_NAMESPACE": SYSTEM,
         "PODGRAFT_AGENT_SECONDS": "6",
@@ -43,6 +58,8 @@ def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFacto
         "PODGRAFT_TICK_SECONDS": "1",
         "PODGRAFT_RESYNC_SECONDS": "5",
         "PODGRAFT_LIVENESS_PORT": str(free_port()),
+        "PODGRAFT_TRUST_DIR": str(trust_dir),
+        "PODGRAFT_METRICS_PORT": str(free_port()),
     }
 
     @contextlib.contextmanager
@@ -51,6 +68,10 @@ def start_operator(operator_config: Path, tmp_path_factory: pytest.TempPathFacto
         try:
             with running(command, log, env=environment) as process:
                 process.liveness_port = environment["PODGRAFT_LIVENESS_PORT"]  # type: ignore[attr-defined]
+                process.metrics_port = environment["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
+                process.log = log  # type: ignore[attr-defined]
+                # A busy machine takes its time for that; tests count from here.
+                wait(lambda: listens(environment["PODGRAFT_LIVENESS_PORT"]), "the operator is up", 60)
                 yield process
                 assert process.poll() in {None, -9}, "the operator died by itself"
         finally:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import subprocess
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 SYSTEM = "podgraft-system"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 PATHS = {
+    "ConfigMap": f"/api/v1/namespaces/{SYSTEM}/configmaps",
     "ServiceAccount": f"/api/v1/namespaces/{SYSTEM}/serviceaccounts",
     "Role": f"{RBAC}/namespaces/{SYSTEM}/roles",
     "RoleBinding": f"{RBAC}/namespaces/{SYSTEM}/rolebindings",
@@ -52,9 +54,21 @@ def install(api: Api) -> None:
     wait(lambda: api.exists("/apis/podgraft.dev/v1alpha1/nodepatches"), "the CRDs are served")
 
 
-def account_token(api: Api, account: str) -> str:
+def account_token(api: Api, account: str, namespace: str = SYSTEM) -> str:
     """Return a token of a service account, as the kubelet would mount it."""
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
-    answer = api.create(f"{PATHS['ServiceAccount']}/{account}/token", request)
+    answer = api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token", request)
     token: str = answer["status"]["token"]
     return token
+
+
+def agent_api(api: Api, node: str) -> Api:
+    """Return the API with a token as the kubelet of a node mounts it: bound to an agent pod on that node."""
+    name = f"agent-{uuid.uuid4().hex[:8]}"
+    containers = [{"name": "agent", "image": "x"}]
+    spec = {"nodeName": node, "serviceAccountName": "podgraft-agent", "containers": containers}
+    pod = api.create(f"/api/v1/namespaces/{SYSTEM}/pods", {"metadata": {"name": name}, "spec": spec})
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod["metadata"]["uid"]}
+    body = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"boundObjectRef": bound}}
+    answer = api.create(f"{PATHS['ServiceAccount']}/podgraft-agent/token", body)
+    return Api(api.url, api.ca, answer["status"]["token"])

@@ -6,13 +6,20 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from apiserver import GROUP, Api, Json, Refused
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from podgraft_bundle.bundle import encode, make_bundle
 from podgraft_bundle.manifest import Manifest
+from podgraft_bundle.trust import sign
 
+KEY = Ed25519PrivateKey.from_private_bytes(b"the key that the tests trust    ")
+NEXT_KEY = Ed25519PrivateKey.from_private_bytes(b"the key that will take its place")
+STRANGER = Ed25519PrivateKey.from_private_bytes(b"a key that nobody here trusts   ")
 OBJECT = b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x01\x00\x3e\x00" + bytes(44)
 
 
@@ -27,8 +34,10 @@ def wait(check: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
         time.sleep(0.1)
 
 
-def make_graft(name: str = "redis-fix", cve: str = "CVE-2025-32023") -> bytes:
-    """Return a bundle that decodes; nobody applies it here."""
+def make_graft(
+    name: str = "redis-fix", cve: str = "CVE-2025-32023", keys: tuple[Ed25519PrivateKey, ...] = (KEY,)
+) -> bytes:
+    """Return a bundle that decodes, signed by these keys; nobody applies it here."""
     part = {"symbol": "f", "offset": 4096, "size": 16, "sha256": "0" * 64}
     manifest = Manifest.model_validate(
         {
@@ -40,7 +49,18 @@ def make_graft(name: str = "redis-fix", cve: str = "CVE-2025-32023") -> bytes:
             "object": {"size": len(OBJECT), "sha256": hashlib.sha256(OBJECT).hexdigest()},
         }
     )
-    return encode(make_bundle(manifest, OBJECT))
+    bundle = make_bundle(manifest, OBJECT)
+    for key in keys:
+        bundle = sign(bundle, key)
+    return encode(bundle)
+
+
+def write_trust(folder: Path, *keys: Ed25519PrivateKey) -> Path:
+    """Fill a folder with public keys, as the chart's ConfigMap does, and return it."""
+    for index, key in enumerate(keys):
+        pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"key-{index}.pem").write_bytes(pem)
+    return folder
 
 
 @dataclass
@@ -69,19 +89,25 @@ class Cluster:
         self.api.create(self.path("pods"), {"metadata": meta, "spec": spec})
         return self.run_containers(name)
 
-    def run_containers(self, name: str) -> Json:
-        """Give the containers of a pod new ids, as a restart does."""
+    def run_containers(self, name: str, restarts: int = 0) -> Json:
+        """Give the containers of a pod new ids, as a restart does, and let the pod be ready."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         statuses = [
             {
                 "name": one,
                 "containerID": f"containerd://{uuid.uuid4().hex * 2}",
                 "state": {"running": {"startedAt": now}},
-                "ready": True, "restartCount": 0, "image": "x", "imageID": "x",
+                "ready": True, "restartCount": restarts, "image": "x", "imageID": "x",
             }
             for one in ("redis", "load")
         ]  # fmt: skip
         status = {"phase": "Running", "containerStatuses": statuses}
+        self.pods[name] = self.api.patch(self.path("pods", name) + "/status", {"status": status})
+        return self.set_ready(name)
+
+    def set_ready(self, name: str, truth: str = "True") -> Json:
+        """Say, as the kubelet would, whether a pod's readiness probes pass."""
+        status = {"conditions": [{"type": "Ready", "status": truth}]}
         self.pods[name] = self.api.patch(self.path("pods", name) + "/status", {"status": status})
         return self.pods[name]
 
@@ -99,6 +125,14 @@ class Cluster:
         } | spec
         body = {"apiVersion": "podgraft.dev/v1alpha1", "kind": "LivePatch", "metadata": {"name": name}}
         return self.api.create(self.path("livepatches"), body | {"spec": whole})
+
+    def edit(self, name: str = "lp", **spec: Any) -> Json:
+        """Change the spec of a LivePatch."""
+        return self.api.patch(self.path("livepatches", name), {"spec": spec})
+
+    def annotate(self, key: str, value: str, name: str = "lp") -> Json:
+        """Ask for something by annotation, as the kubectl plugin does."""
+        return self.api.patch(self.path("livepatches", name), {"metadata": {"annotations": {key: value}}})
 
     def live_patch(self, name: str = "lp") -> Json:
         return self.api.get(self.path("livepatches", name))
@@ -177,4 +211,8 @@ class Cluster:
             self.api.delete(self.path("pods", one["metadata"]["name"]) + "?gracePeriodSeconds=0")
         for one in self.api.get(f"{GROUP}/nodepatches")["items"]:
             if one["metadata"]["name"].startswith(f"{self.name}-n"):
-                self.api.delete(f"{GROUP}/nodepatches/{one['metadata']['name']}")
+                try:
+                    self.api.delete(f"{GROUP}/nodepatches/{one['metadata']['name']}")
+                except Refused as error:
+                    if error.status != 404:  # the operator may have been faster
+                        raise

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +15,13 @@ from typing import Any
 
 import pytest
 import yaml
-from apiserver import GROUP, Api, Refused, free_port, running
-from installed import PATHS, ROOT, SYSTEM
-from stage import Cluster, wait
+from apiserver import Refused, free_port, listens, running
+from installed import ROOT, SYSTEM, agent_api
+from stage import KEY, STRANGER, Cluster, make_graft, wait, write_trust
+
+from podgraft_api.nodepatch import signatures_name
+from podgraft_bundle.bundle import decode, read_bundle, save_bundle
+from podgraft_bundle.trust import key_id, sign
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import forge
@@ -54,6 +57,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     forge.compile_program(TARGETS / "pairs.c", folder / "pairs")
     forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o")
     forge.forge(folder / "pairs", folder / "patch.o", ["left", "right", "linger"], folder / "pairs.graft")
+    save_bundle(sign(read_bundle(folder / "pairs.graft"), KEY), folder / "pairs.graft")
     return folder
 
 
@@ -106,33 +110,13 @@ def add_pod(cluster: Cluster, target: Target, name: str = "redis-0") -> None:
     cluster.api.patch(cluster.path("pods", name) + "/status", {"status": {"containerStatuses": statuses}})
 
 
-def agent_api(cluster: Cluster, node: str) -> Api:
-    """Return the API with a token as the kubelet of a node mounts it: bound to an agent pod on that node."""
-    name = f"agent-{uuid.uuid4().hex[:8]}"
-    path = f"/api/v1/namespaces/{SYSTEM}/pods"
-    spec = {
-        "nodeName": node,
-        "serviceAccountName": "podgraft-agent",
-        "containers": [{"name": "agent", "image": "x"}],
-    }
-    pod = cluster.api.create(path, {"metadata": {"name": name}, "spec": spec})
-    bound = {"kind": "Pod", "apiVersion": "v1", "name": name, "uid": pod["metadata"]["uid"]}
-    body = {
-        "apiVersion": "authentication.k8s.io/v1",
-        "kind": "TokenRequest",
-        "spec": {"boundObjectRef": bound},
-    }
-    answer = cluster.api.create(f"{PATHS['ServiceAccount']}/podgraft-agent/token", body)
-    return Api(cluster.api.url, cluster.api.ca, answer["status"]["token"])
-
-
 StartAgent = Callable[..., contextlib.AbstractContextManager["subprocess.Popen[bytes]"]]
 
 
 @pytest.fixture
-def start_agent(cluster: Cluster, tmp_path: Path) -> StartAgent:
+def start_agent(cluster: Cluster, tmp_path: Path, trust_dir: Path) -> StartAgent:
     node = cluster.node(0)
-    config = agent_api(cluster, node).kubeconfig(tmp_path / "agent-config")
+    config = agent_api(cluster.api, node).kubeconfig(tmp_path / "agent-config")
     log = tmp_path / "agent.log"
     environment = os.environ | {
         "KUBECONFIG": str(config),
@@ -140,6 +124,7 @@ def start_agent(cluster: Cluster, tmp_path: Path) -> StartAgent:
         "PODGRAFT_NAMESPACE": SYSTEM,
         "PODGRAFT_CACHE_DIR": str(tmp_path / "cache"),
         "PODGRAFT_RUN": str(tmp_path / "run"),
+        "PODGRAFT_TRUST_DIR": str(trust_dir),
         "PODGRAFT_SCAN_SECONDS": "1",
         "PODGRAFT_STATUS_SECONDS": "0.2",
         "PODGRAFT_HEARTBEAT_SECONDS": "1",
@@ -147,22 +132,19 @@ def start_agent(cluster: Cluster, tmp_path: Path) -> StartAgent:
     }
 
     @contextlib.contextmanager
-    def start(*prefix: str) -> Iterator["subprocess.Popen[bytes]"]:
-        port = {"PODGRAFT_HEALTH_PORT": str(free_port())}
+    def start(*prefix: str, **more: str) -> Iterator["subprocess.Popen[bytes]"]:
+        port = {"PODGRAFT_HEALTH_PORT": str(free_port()), "PODGRAFT_METRICS_PORT": str(free_port())}
         command: list[str | Path] = [*prefix, Path(sys.executable).parent / "podgraft-agent"]
         try:
-            with running(command, log, env=environment | port) as process:
+            with running(command, log, env=environment | port | more) as process:
                 wait(lambda: listens(port["PODGRAFT_HEALTH_PORT"]), "the agent is up")
+                process.metrics_port = port["PODGRAFT_METRICS_PORT"]  # type: ignore[attr-defined]
+                process.log = log  # type: ignore[attr-defined]
                 yield process
         finally:
             sys.stdout.write(log.read_text("utf-8"))
 
     return start
-
-
-def listens(port: str) -> bool:
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", int(port))) == 0
 
 
 def runs(target: Target) -> str:
@@ -257,6 +239,18 @@ def test_straggler_is_shown_and_leaves(cluster: Cluster, target: Target, built: 
         assert status["threads"]["migrated"] == status["threads"]["total"] - 1
         assert f"thread {straggler['tid']}" in cluster.conditions()["Ready"]["message"]
         target.ask("go on")
+        cluster.wait_condition("Ready", "Patched", seconds=40)
+
+
+def test_a_declared_point_lets_a_straggler_go(
+    cluster: Cluster, target: Target, built: Path, start_agent: StartAgent
+) -> None:
+    """A thread that never leaves a replaced function migrates where the LivePatch says that it may."""
+    add_pod(cluster, target)
+    with start_agent():
+        target.ask("restless")
+        target.ask("linger")
+        apply(cluster, built, points=["look"])
         cluster.wait_condition("Ready", "Patched", seconds=40)
 
 
@@ -360,36 +354,45 @@ def test_traced_process_is_refused_and_heals(
         cluster.wait_condition("Ready", "Patched", seconds=40)
 
 
-def test_agent_may_write_its_own_node_only(cluster: Cluster, target: Target, built: Path) -> None:
-    """An agent's real token opens its own status and nothing else."""
+def test_agent_trusts_no_operator(
+    cluster: Cluster, target: Target, built: Path, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    """What the operator let in is refused by an agent with other keys, and applied by one with the same."""
     add_pod(cluster, target)
-    cluster.add_pod("redis-1", 1)
+    others = tmp_path / "others"
+    others.mkdir()
+    with start_agent(PODGRAFT_TRUST_DIR=str(write_trust(others, STRANGER))):
+        apply(cluster, built)
+        stalled = cluster.wait_condition("Stalled", "UntrustedSignature")
+        assert "trusted keys: " + key_id(STRANGER.public_key())[:16] in stalled["message"]
+        assert report(cluster)["phase"] == "Refused"
+        assert runs(target) == "old"
+    with start_agent():
+        cluster.wait_condition("Ready", "Patched")
+    # What has been fetched under one trust is no ticket under another.
+    with start_agent(PODGRAFT_TRUST_DIR=str(others)):
+        assert runs(target) == "new", "what is patched stays"
+        cluster.api.delete(cluster.path("livepatches", "lp"))
+        wait(cluster.gone, "a revert needs no trust")
+    assert runs(target) == "old"
+
+
+def test_agent_refuses_what_was_changed_on_the_way(
+    cluster: Cluster, target: Target, built: Path, start_agent: StartAgent
+) -> None:
+    """No signatures, and those of another bundle, stop the agent; the right ones let it go on."""
+    add_pod(cluster, target)
     apply(cluster, built)
-    cluster.wait_items(0)
-    cluster.wait_items(1)
-    agent = agent_api(cluster, cluster.node(0))
-    status = {"status": {"agentVersion": "x"}}
-    agent.patch(cluster.node_path(0) + "/status", status)
-    secrets = f"/api/v1/namespaces/{SYSTEM}/secrets"
-    attempts: list[tuple[str, str, Any]] = [
-        ("PATCH", cluster.node_path(1) + "/status", status),
-        ("PATCH", cluster.node_path(0), {"spec": {"items": []}}),
-        ("DELETE", cluster.node_path(0), None),
-        ("POST", f"{GROUP}/nodepatches", {"metadata": {"name": "x"}}),
-        ("GET", "/api/v1/pods", None),
-        ("GET", secrets, None),
-        ("GET", f"/api/v1/namespaces/{cluster.name}/configmaps/fix", None),
-        ("GET", f"/api/v1/namespaces/{SYSTEM}/configmaps", None),
-        ("GET", f"{GROUP}/livepatches", None),
-    ]
-    for method, path, body in attempts:
-        content = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        if body is not None and method == "POST":
-            given = body | {"apiVersion": "podgraft.dev/v1alpha1", "kind": "NodePatch"}
-        else:
-            given = body
-        with pytest.raises(Refused) as caught:
-            agent.call(method, path, given, content)
-        assert caught.value.status in {403, 422}, f"{method} {path}: {caught.value}"
-    with pytest.raises(Refused, match=f"token is for node {cluster.node(0)}"):
-        agent.patch(cluster.node_path(1) + "/status", status)
+    digest = cluster.wait_items(0)[0]["bundle"]["digest"]
+    path = f"/api/v1/namespaces/{SYSTEM}/configmaps/{signatures_name(digest)}"
+    right = cluster.api.get(path)["data"]
+    foreign = {one.key: one.ed25519 for one in decode(make_graft("another")).signatures}
+    cluster.api.delete(path)
+    with start_agent():
+        cluster.wait_condition("Stalled", "UnsignedBundle")
+        body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": path.rsplit("/", 1)[1]}}
+        cluster.api.create(path.rsplit("/", 1)[0], body | {"data": foreign})
+        cluster.wait_condition("Stalled", "BadSignature")
+        assert runs(target) == "old"
+        cluster.api.patch(path, {"data": right})
+        cluster.wait_condition("Ready", "Patched", seconds=40)

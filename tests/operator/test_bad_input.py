@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stage import Cluster, make_graft, wait
+from stage import STRANGER, Cluster, make_graft, wait
 from test_schema import kubectl
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -24,7 +24,9 @@ GRAFT = make_graft()
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "bad label value": ({"selector": {"matchLabels": {"app": "a b"}}}, "InvalidSelector", "'a b' is no label value"),
     "bad label key": ({"selector": {"matchLabels": {"/x": "a"}}}, "InvalidSelector", "'/x' is no label key"),
-    "oci": ({"bundle": {"oci": f"registry.example/x@sha256:{'0' * 64}"}}, "OciNotSupported", "use configMap"),
+    "unsigned": (inline(make_graft(keys=())), "UnsignedBundle", "podgraft sign"),
+    "signed by a stranger": (inline(make_graft(keys=(STRANGER,))), "UntrustedSignature", "trust.keys"),
+    "no such reference": ({"bundle": {"oci": f"x..y/x@sha256:{'0' * 64}"}}, "RegistryNotAllowed", "no reference"),
     "no bundle": (inline(b"no bundle at all" * 99), "BundleCorrupt", "no readable tar"),
     "truncated": (inline(GRAFT[:2000]), "BundleTruncated", "copy the bundle again"),
     "flipped byte": (inline(flipped(GRAFT)), "BundleCorrupt", "digest"),
@@ -43,7 +45,8 @@ def test_bad_input_is_told(cluster: Cluster, case: str) -> None:
     assert words in stalled["message"]
     assert cluster.conditions()["Ready"] | {"type": "Stalled", "status": "True"} == stalled
     assert cluster.items(0) == []
-    events = cluster.api.get(cluster.path("events"))["items"]
+    # Posted after the status is written.
+    events = wait(lambda: cluster.api.get(cluster.path("events"))["items"], "an Event")
     assert [(one["type"], one["reason"]) for one in events] == [("Warning", reason)]
     cluster.api.delete(cluster.path("livepatches", "lp"))
     wait(cluster.gone, "deleted")

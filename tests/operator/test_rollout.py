@@ -9,6 +9,8 @@ import pytest
 from installed import SYSTEM
 from stage import Cluster, make_graft, wait
 
+from podgraft_bundle.bundle import decode
+
 pytestmark = pytest.mark.usefixtures("operator")
 
 
@@ -41,7 +43,7 @@ def test_apply_to_done_and_back(cluster: Cluster) -> None:
 
 
 def test_bundle_reaches_agents_by_digest_and_is_collected(cluster: Cluster) -> None:
-    """The stored chunks are the bundle, immutable; nothing of it is left when nobody uses it."""
+    """The chunks are the bundle without signatures, immutable; nothing of it is left when nobody uses it."""
     graft = make_graft("other-fix")
     cluster.add_pod("redis-0", 0)
     cluster.apply(bundle={"inline": base64.b64encode(graft).decode()})
@@ -49,7 +51,9 @@ def test_bundle_reaches_agents_by_digest_and_is_collected(cluster: Cluster) -> N
     name = f"podgraft-bundle-{bundle['digest'].removeprefix('sha256:')}-0"
     path = f"/api/v1/namespaces/{SYSTEM}/configmaps/{name}"
     stored = cluster.api.get(path)
-    assert base64.b64decode(stored["binaryData"]["chunk"]) == graft
+    assert base64.b64decode(stored["binaryData"]["chunk"]) == make_graft("other-fix", keys=())
+    signatures = path.removesuffix("-0") + "-signatures"
+    assert list(cluster.api.get(signatures)["data"].values()) == [one.ed25519 for one in decode(graft).signatures]
     assert (stored["immutable"], bundle["chunks"], bundle["name"]) == (True, 1, "other-fix")
     cluster.answer(0)
     cluster.wait_condition("Ready", "Patched")
@@ -58,6 +62,7 @@ def test_bundle_reaches_agents_by_digest_and_is_collected(cluster: Cluster) -> N
     assert cluster.api.exists(path), "collected while a revert may need it"
     cluster.answer(0)
     wait(lambda: not cluster.api.exists(path), "the bundle is collected")
+    assert not cluster.api.exists(signatures)
 
 
 def test_new_and_restarted_containers_are_patched(cluster: Cluster) -> None:

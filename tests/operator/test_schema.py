@@ -10,6 +10,7 @@ from apiserver import Api, Refused
 from stage import Cluster
 
 GOOD = {"bundle": {"configMap": {"name": "fix"}}, "selector": {"matchLabels": {"app": "redis"}}}
+QUERY = {"url": "http://prometheus:9090", "query": "up"}
 BAD = {
     "two sources": ({"bundle": {"inline": "QUJD", "configMap": {"name": "x"}}}, "exactly one of"),
     "no source": ({"bundle": {}}, "exactly one of"),
@@ -27,6 +28,30 @@ BAD = {
     "nothing in parallel": ({"strategy": {"maxParallel": 0}}, "positive number"),
     "too many percent": ({"strategy": {"maxParallel": "101%"}}, "positive number"),
     "no deadline": ({"strategy": {"threadDeadlineSeconds": 0}}, "greater than or equal to 1"),
+    "step of two kinds": ({"strategy": {"steps": [{"pods": 1, "pause": {}}]}}, "either pods or pause"),
+    "empty step": ({"strategy": {"steps": [{}]}}, "either pods or pause"),
+    "step without pods": ({"strategy": {"steps": [{"pods": 0}]}}, "positive number"),
+    "step of many percent": ({"strategy": {"steps": [{"pods": "200%"}]}}, "positive number"),
+    "step of a word": ({"strategy": {"steps": [{"pods": "half"}]}}, "positive number"),
+    "pause of no time": ({"strategy": {"steps": [{"pause": {"seconds": 0}}]}}, "greater than or equal to 1"),
+    "steps that shrink": ({"strategy": {"steps": [{"pods": 3}, {"pause": {}}, {"pods": 2}]}}, "must not be fewer"),
+    "too many steps": ({"strategy": {"steps": [{"pods": 1}] * 21}}, "at most 20 items"),
+    "no time for progress": ({"strategy": {"progressDeadlineSeconds": 0}}, "greater than or equal to 1"),
+    "unknown way to fail": ({"strategy": {"onFailure": "Ignore"}}, "Unsupported value"),
+    "negative restarts": ({"strategy": {"health": {"maxRestarts": -1}}}, "greater than or equal to 0"),
+    "no limit": ({"strategy": {"health": {"prometheus": QUERY}}}, "a limit must be given"),
+    "limits that exclude each other": (
+        {"strategy": {"health": {"prometheus": QUERY | {"atLeast": 2, "atMost": 1}}}},
+        "atLeast is above atMost",
+    ),
+    "a file for Prometheus": (
+        {"strategy": {"health": {"prometheus": {"url": "file:///etc/passwd", "query": "up", "atMost": 1}}}},
+        "should match",
+    ),
+    "a user in the address": (
+        {"strategy": {"health": {"prometheus": {"url": "http://a:b@c/", "query": "up", "atMost": 1}}}},
+        "should match",
+    ),
     "unknown policy": ({"deletionPolicy": "Forget"}, "Unsupported value"),
 }
 
@@ -44,7 +69,9 @@ def test_schema_defaults(cluster: Cluster) -> None:
     """Defaults are filled in by the API server, and kstatus is made to wait by observedGeneration -1."""
     body = {"apiVersion": "podgraft.dev/v1alpha1", "kind": "LivePatch", "metadata": {"name": "lp"}}
     stored = cluster.api.create(cluster.path("livepatches"), body | {"spec": GOOD})
-    assert stored["spec"]["strategy"] == {"maxParallel": "25%", "threadDeadlineSeconds": 30}
+    assert stored["spec"]["strategy"] == {
+        "maxParallel": "25%", "threadDeadlineSeconds": 30, "progressDeadlineSeconds": 600, "onFailure": "Pause"
+    }  # fmt: skip
     assert stored["spec"]["bundle"]["configMap"]["key"] == "bundle.graft"
     assert (stored["spec"]["deletionPolicy"], stored["spec"]["repatch"]) == ("Revert", True)
     assert cluster.live_patch()["status"] == {"observedGeneration": -1}

@@ -1,6 +1,6 @@
-/* A loaded program with one function for each way to place a jump. Each returns x + 1, its next version x + 1000. Two
- * threads call them all in turn and count old, new and wrong answers, and how often the version changed from one call to
- * the next. Commands on standard input: report, quit. Compile with -fcf-protection=full. */
+/* A loaded program with one function for each way to place a jump. Each returns x + 1, its next version x + 1000. A hot
+ * thread and one that sleeps now and then call them all in turn and count old, new and wrong answers, and how often the
+ * version changed from one call to the next. Commands on standard input: report, quit. Compile with -fcf-protection=full. */
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -16,6 +16,8 @@ __asm__(".intel_syntax noprefix\n"
 	".text\n"
 	"wall wall_1, 40\n"
 
+	/* both reach the same hole, which has room for one */
+	"begin rival\n mov ecx, edi\n movsxd rax, ecx\n inc rax\n ret\n finish rival\n"
 	"begin short_to_hole\n mov ecx, edi\n movsxd rax, ecx\n inc rax\n ret\n finish short_to_hole\n .skip 8, 0x90\n"
 
 	"wall wall_2, 40\n"
@@ -44,6 +46,10 @@ __asm__(".intel_syntax noprefix\n"
 	"1: mov qword ptr [rsp-8], 0\n2: lea esi, [rsi+1]\n cmp esi, r8d\n jb loops_to_entry\n"
 	" mov rax, [rsp-8]\n lea rax, [rax+rdi-38]\n ret\nfinish loops_to_entry\n .skip 3, 0x90\n"
 
+	"begin loops_through_hole\n mov ecx, esi\n jrcxz 1f\n adc qword ptr [rsp-8], 0\n jmp 2f\n"
+	"1: mov qword ptr [rsp-8], 0\n2: lea esi, [rsi+1]\n cmp esi, 40\n jb loops_through_hole\n"
+	" mov rax, [rsp-8]\n lea rax, [rax+rdi-38]\n ret\nfinish loops_through_hole\n .skip 8, 0x90\n"
+
 	/* returns what is in rax: 0, for it is called as a variadic function without floating point */
 	"begin one_byte\n ret\n finish one_byte\n .skip 8, 0x90\n"
 	"wall wall_0, 1\n"
@@ -61,8 +67,8 @@ __asm__(".intel_syntax noprefix\n"
 	".att_syntax\n");
 
 typedef long function(long, ...);
-extern function short_to_hole, short_by_chain, punned, first_a_call, behind_saved, flags_in_use, loops_to_entry, one_byte,
-    crosses_page, crosses_page_alone, last_byte_of_page;
+extern function short_to_hole, short_by_chain, punned, first_a_call, behind_saved, flags_in_use, loops_to_entry,
+    loops_through_hole, one_byte, crosses_page, crosses_page_alone, last_byte_of_page;
 
 __attribute__((noinline)) long landing_pad(long x)
 {
@@ -82,6 +88,7 @@ __attribute__((noinline, patchable_function_entry(16, 14))) long nops_around_ent
 static function *volatile functions[] = {
     short_to_hole,	short_by_chain,		  punned,		      first_a_call,	 behind_saved,
     flags_in_use,	loops_to_entry,		  crosses_page,		      crosses_page_alone, last_byte_of_page,
+    loops_through_hole,
     (function *)landing_pad, (function *)nops_at_entry, (function *)nops_around_entry, one_byte,
 };
 enum { COUNT = sizeof functions / sizeof functions[0], THREADS = 2 };
@@ -97,7 +104,9 @@ static atomic_ulong wrong[COUNT];
 static void *work(void *arg)
 {
 	struct thread *t = arg;
-	for (long x = -50; !stop; x = x == 50 ? -50 : x + 1)
+	for (long x = -50; !stop; x = x == 50 ? -50 : x + 1) {
+		if (t != threads)
+			usleep(100);
 		for (int i = 0; i < COUNT; i++) {
 			long got = functions[i](x, 0L) - (functions[i] == one_byte ? -1 : x);
 			int version = got == 1 ? 1 : got == 1000 ? 2 : 0;
@@ -111,6 +120,7 @@ static void *work(void *arg)
 				t->changes++;
 			t->version = version;
 		}
+	}
 	return NULL;
 }
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from hack.dashboard import dashboard, text
+
 CHART = Path(__file__).parents[2] / "charts/podgraft"
 Json = dict[str, Any]
 
@@ -66,6 +68,20 @@ def test_operator_may_do_nothing_as_a_process() -> None:
     assert one(objects, "Deployment", "podgraft-operator")["spec"]["replicas"] == 1
 
 
+def test_only_named_prometheus_servers_are_asked() -> None:
+    """No server by default; those of the values reach the operator."""
+
+    def urls(*values: str) -> str:
+        return next(
+            entry["value"]
+            for entry in container(render(*values), "Deployment", "podgraft-operator")["env"]
+            if entry["name"] == "PODGRAFT_PROMETHEUS_URLS"
+        )
+
+    assert urls() == ""
+    assert urls("operator.prometheusUrls={http://a:9090,https://b/prom}") == "http://a:9090,https://b/prom"
+
+
 def test_agent_privileged_or_with_named_capabilities() -> None:
     """Privileged is swapped for the few capabilities, SYS_ADMIN only where asked for."""
     assert container(render(), "DaemonSet", "podgraft-agent")["securityContext"]["privileged"] is True
@@ -117,3 +133,41 @@ def test_accounts_get_the_least() -> None:
         "livepatches", "livepatches/status", "nodepatches", "pods", "configmaps", "events"
     }  # fmt: skip
     assert operator["pods"] == {"list", "watch"}
+
+
+SWITCHES = [f"monitoring.{part}.enabled=true" for part in ("podMonitor", "rules", "dashboard")]
+
+
+def test_monitoring_is_asked_for() -> None:
+    """Without values nothing of the Prometheus operator is rendered: its CRDs may not be there."""
+    kinds = {body["kind"] for body in render()}
+    assert not kinds & {"PodMonitor", "PrometheusRule", "ConfigMap"}
+
+
+def test_monitoring_finds_both_programs() -> None:
+    """The PodMonitor selects operator and agents and names their port; rules and dashboard are whole."""
+    objects = render(*SWITCHES, "monitoring.rules.labels.release=prometheus")
+    spec = one(objects, "PodMonitor", "podgraft")["spec"]
+    for kind, name in (("Deployment", "podgraft-operator"), ("DaemonSet", "podgraft-agent")):
+        labels = one(objects, kind, name)["spec"]["template"]["metadata"]["labels"]
+        assert spec["selector"]["matchLabels"].items() <= labels.items()
+        ports = {port["name"] for port in container(objects, kind, name)["ports"]}
+        assert {each["port"] for each in spec["podMetricsEndpoints"]} <= ports
+    rule = one(objects, "PrometheusRule", "podgraft")
+    assert rule["metadata"]["labels"]["release"] == "prometheus"
+    assert rule["spec"] == yaml.safe_load((CHART / "monitoring/alerts.yaml").read_text())
+    board = one(objects, "ConfigMap", "podgraft-dashboard")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert board["data"]["podgraft.json"] == (CHART / "monitoring/dashboard.json").read_text()
+
+
+def test_dashboard_is_what_the_script_writes() -> None:
+    """`make dashboard` has been run, and no panel lies over another or beside the screen."""
+    assert (CHART / "monitoring/dashboard.json").read_text() == text()
+    places = set()
+    for panel in dashboard()["panels"]:
+        at = panel["gridPos"]
+        covered = {(at["x"] + column, at["y"]) for column in range(at["w"])}
+        assert not covered & places, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        places |= covered

@@ -4,9 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from podgraft_api.nodepatch import (
     BundleRef,
@@ -18,7 +15,9 @@ from podgraft_api.nodepatch import (
     Phase,
     PodRef,
 )
-from podgraft_operator.rollout import Placed, Plan, Standing, Target, Wish, holds_slot, plan, settled, slots
+from podgraft_operator.change import Wish
+from podgraft_operator.placement import Placed, Target, holds_slot, slots
+from podgraft_operator.rollout import Plan, Standing, plan
 
 LP = LivePatchRef(namespace="shop", name="fix", uid="lp")
 
@@ -145,151 +144,3 @@ def test_keep_drops_everything_at_once() -> None:
     there = [placed(target(number), Phase.APPLIED) for number in range(3)]
     decided = plan(replace(WISH, leaving="Keep"), [], there, ALIVE)
     assert summary(decided) == [("u0", None), ("u1", None), ("u2", None)]
-
-
-class Fleet(RuleBasedStateMachine):
-    """Pods come, go and restart, agents answer late, twice or not at all, the operator forgets everything."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wish = replace(WISH, max_parallel=2)
-        self.pods: dict[str, Target] = {}
-        self.items: dict[str, tuple[str, Item]] = {}
-        self.reports: dict[str, ItemReport] = {}
-        self.late: list[ItemReport] = []
-        # What really is in the processes: pod uid -> bundle name.
-        self.inside: dict[str, str] = {}
-        self.version = 0
-        self.selected: set[str] = set()
-
-    def placed(self) -> list[Placed]:
-        return [
-            Placed(node, item, report if report is not None and report.version == item.version else None)
-            for node, item in self.items.values()
-            for report in [self.reports.get(item.id)]
-        ]
-
-    @rule()
-    def look(self) -> None:
-        """The operator looks once, with no memory of its own."""
-        targets = [one for uid, one in self.pods.items() if uid in self.selected]
-        decided = plan(self.wish, targets, self.placed(), set(self.pods))
-        began = [one for one in self.placed() if holds_slot(one)]
-        for change in decided.changes:
-            self.version += 1
-            if change.item is None:
-                _, gone = self.items.pop(change.id)
-                if gone.pod.uid in self.pods:
-                    assert gone.pod.uid not in self.inside, "an item was dropped with its patch in the process"
-            else:
-                self.items[change.id] = (change.node, change.item.model_copy(update={"version": self.version}))
-        now = [one for one in self.placed() if holds_slot(one)]
-        assert len(now) <= max(decided.limit, len(began)), "more than maxParallel in transition"
-
-    @rule(number=st.integers(0, 7))
-    def come(self, number: int) -> None:
-        self.pods.setdefault(f"u{number}", target(number))
-        self.selected.add(f"u{number}")
-
-    @initialize(count=st.integers(0, 4))
-    def start(self, count: int) -> None:
-        for number in range(count):
-            self.come(number)
-
-    @rule(answered=st.booleans())
-    def round(self, answered: bool) -> None:
-        """The usual: a look, and every agent does its work."""
-        self.look()
-        for key in sorted(self.items) if answered else ():
-            self.obey(key)
-
-    @precondition(lambda self: self.pods)
-    @rule(data=st.data())
-    def go(self, data: st.DataObject) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.pods)))
-        del self.pods[uid]
-        self.inside.pop(uid, None)
-        self.selected.discard(uid)
-
-    @precondition(lambda self: self.pods)
-    @rule(data=st.data(), restart=st.integers(1, 200))
-    def restart(self, data: st.DataObject, restart: int) -> None:
-        uid = data.draw(st.sampled_from(sorted(self.pods)))
-        self.pods[uid] = target(int(uid[1:]), restart)
-        self.inside.pop(uid, None)
-
-    @precondition(lambda self: self.items)
-    @rule(data=st.data())
-    def answer(self, data: st.DataObject) -> None:
-        """An agent does what its item asks for, and says so."""
-        self.obey(data.draw(st.sampled_from(sorted(self.items))))
-
-    def obey(self, key: str) -> None:
-        _, item = self.items[key]
-        uid = item.pod.uid
-        current = uid in self.pods and self.pods[uid].containers == item.containers
-        phase = Phase.NOT_APPLICABLE
-        if current and item.desired is Desired.APPLIED:
-            assert self.inside.get(uid, item.bundle.name) == item.bundle.name, "a second bundle beside the first"
-            self.inside[uid], phase = item.bundle.name, Phase.APPLIED
-        elif current:
-            self.inside.pop(uid, None)
-            phase = Phase.REVERTED
-        self.reports[key] = ItemReport(id=key, version=item.version, phase=phase)
-        self.late.append(self.reports[key])
-
-    @precondition(lambda self: self.items)
-    @rule(data=st.data(), phase=st.sampled_from([Phase.APPLYING, Phase.REFUSED, Phase.FAILED, Phase.PENDING]))
-    def trouble(self, data: st.DataObject, phase: Phase) -> None:
-        key = data.draw(st.sampled_from(sorted(self.items)))
-        self.reports[key] = ItemReport(id=key, version=self.items[key][1].version, phase=phase)
-
-    @precondition(lambda self: self.late)
-    @rule(data=st.data())
-    def late_report(self, data: st.DataObject) -> None:
-        """A report arrives again, after newer ones."""
-        one = data.draw(st.sampled_from(self.late))
-        self.reports[one.id] = one
-
-    @rule(name=st.sampled_from("ab"), parallel=st.sampled_from([1, 2, "50%"]), paused=st.booleans())
-    def edit(self, name: str, parallel: int | str, paused: bool) -> None:
-        if self.wish.leaving is None:
-            self.wish = replace(self.wish, bundle=bundle(name), max_parallel=parallel, paused=paused)
-
-    @rule()
-    def lose_the_bundle(self) -> None:
-        if self.wish.leaving is None:
-            self.wish = replace(self.wish, bundle=None)
-
-    @precondition(lambda self: self.pods)
-    @rule(data=st.data())
-    def unselect(self, data: st.DataObject) -> None:
-        self.selected.discard(data.draw(st.sampled_from(sorted(self.pods))))
-
-    @precondition(lambda self: self.version > 6)
-    @rule()
-    def delete(self) -> None:
-        self.wish = replace(self.wish, leaving="Revert", bundle=None)
-
-    @invariant()
-    def nothing_is_forgotten(self) -> None:
-        """Every patched process of a living pod has an item that knows it."""
-        assert self.inside.keys() <= {item.pod.uid for _, item in self.items.values()}
-
-    def teardown(self) -> None:
-        """When events stop and agents obey, the fleet gets to what is wanted."""
-        if self.wish.leaving is None:
-            self.wish = replace(self.wish, bundle=self.wish.bundle or bundle("a"), paused=False)
-        for _ in range(100):
-            self.look()
-            for key in sorted(self.items):
-                self.obey(key)
-        wanted = set() if self.wish.leaving else self.selected & self.pods.keys()
-        name = self.wish.bundle.name if self.wish.bundle is not None else ""
-        assert self.inside == dict.fromkeys(wanted, name)
-        assert all(settled(one) for one in self.placed())
-        assert {item.pod.uid for _, item in self.items.values()} == wanted
-
-
-TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)

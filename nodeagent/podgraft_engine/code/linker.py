@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Final
 
+from elftools.common.exceptions import DWARFError, ELFError
 from elftools.elf.constants import SH_FLAGS
 from elftools.elf.elffile import ELFFile
 from elftools.elf.enums import ENUM_RELOC_TYPE_x64
@@ -17,12 +18,50 @@ from elftools.elf.enums import ENUM_RELOC_TYPE_x64
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Reference
 from podgraft_engine.code.stubs import TRAMPOLINE_SIZE, trampoline
-from podgraft_engine.target.layout import pages
+from podgraft_engine.target.ehframe import EhFrame
+from podgraft_engine.target.layout import PAGE, pages
 
 GATE_SIZE: Final = 16
+MAX_PART: Final = 32 * 2**20
 _NAMES: Final = {value: name for name, value in ENUM_RELOC_TYPE_x64.items() if isinstance(value, int)}
 _GOT_TYPES: Final = ("R_X86_64_GOTPCREL", "R_X86_64_GOTPCRELX", "R_X86_64_REX_GOTPCRELX")
 _FAR_KINDS: Final = ("got", "export")
+# What pyelftools and our reading of its answers raise for files that lie about themselves.
+_UNREADABLE: Final = (
+    *(ELFError, DWARFError, struct.error, LookupError, ValueError, TypeError),
+    *(AttributeError, AssertionError, OverflowError, MemoryError, RecursionError),
+)
+
+
+def check_object(data: bytes, references: list[Reference], values: dict[str, int], symbols: list[str], at: int) -> None:
+    """Link patch.o on trial: what is wrong with it must be known before a thread is borrowed or a page switched.
+
+    Args:
+        data: patch.o.
+        references: of the manifest.
+        values: value of each reference in the target.
+        symbols: the functions that it must define.
+        at: where the trial pretends that the area lies.
+
+    Raises:
+        Refusal: BUNDLE_MALFORMED, UNRESOLVED_REFERENCE, UNSUPPORTED_RELOCATION, NO_ROOM_NEARBY, NEW_TLS.
+    """
+    try:
+        linked = Image(data, references, 0).link(at, values)
+        frames = linked.eh_frame
+        if frames is not None:
+            start = frames[0] - linked.starts[1]
+            if not 0 <= start <= len(linked.contents[1]) - frames[1]:
+                raise ValueError(".eh_frame is not constant")
+            EhFrame(bytes(linked.contents[1][start : start + frames[1]]), frames[0], None)
+    except _UNREADABLE as error:
+        raise Refusal(Reason.BUNDLE_MALFORMED, f"patch.o cannot be read: {type(error).__name__}: {error}") from error
+    for name in symbols:
+        if name not in linked.functions:
+            raise Refusal(Reason.UNRESOLVED_REFERENCE, f"patch.o does not define {name}")
+    code_end = linked.base + linked.image.code_size
+    if any(not linked.base <= start <= start + size <= code_end for start, size in linked.functions.values()):
+        raise Refusal(Reason.BUNDLE_MALFORMED, "patch.o has functions outside of its code")
 
 
 @dataclass
@@ -33,6 +72,8 @@ class _Part:
     sections: dict[int, int] = field(default_factory=dict)
 
     def reserve(self, size: int, align: int) -> int:
+        if align & (align - 1) or align > PAGE or len(self.data) + align + size > MAX_PART:
+            raise Refusal(Reason.BUNDLE_MALFORMED, f"patch.o wants {size} bytes aligned to {align}")
         start = -(-len(self.data) // align) * align
         self.data.extend(bytes(start + size - len(self.data)))
         return start

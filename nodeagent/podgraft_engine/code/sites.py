@@ -149,7 +149,7 @@ def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes
         if not any(instruction.ip < t < instruction.ip + room for t in targets):
             found.append(_Candidate(instruction, undo, room, code[instruction.ip - start :], reentrant))
     for reentrant in (False, True):
-        for rung in _RUNGS:
+        for rung in RUNGS.values():
             for candidate in found:
                 site = rung(name, candidate, surroundings) if candidate.reentrant == reentrant else None
                 if site is not None:
@@ -213,12 +213,13 @@ def _by_pun(name: str, candidate: _Candidate, surroundings: Surroundings) -> Sit
     return None
 
 
-_RUNGS: Final[tuple[Callable[[str, _Candidate, Surroundings], Site | None], ...]] = (
-    _near,
-    _by_hole,
-    _by_chain,
-    _by_pun,
-)
+# The names that reports show, in the order in which they are tried.
+RUNGS: Final[dict[str, Callable[[str, _Candidate, Surroundings], Site | None]]] = {
+    "jmp-rel32": _near,
+    "jmp-rel8-hole": _by_hole,
+    "jmp-rel8-chain": _by_chain,
+    "jmp-punned": _by_pun,
+}
 
 
 def _apart(places: Iterator[int], size: int, others: list[tuple[int, int]]) -> Iterator[int]:

@@ -15,6 +15,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
 
@@ -104,6 +105,7 @@ def place(process: Process, memory: Memory) -> Block:
     """
     home = choose_home(process, memory)
     memory.write(home.address, CODE)
+    reached(Step.BLOCK_PLACED)
     return Block(memory, home.address)
 
 

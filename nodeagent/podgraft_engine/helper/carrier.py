@@ -15,6 +15,7 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block
 from podgraft_engine.helper.mailbox import SIZE, Helper, adopt
 from podgraft_engine.helper.seccomp import forbidden_calls, read_filters
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
@@ -25,6 +26,9 @@ from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_
 IDLE_S: Final = 5
 HELPER_START_S: Final = 1.0
 TRIES: Final = 20
+SILENT_TRIES: Final = 3
+# The kernel gives the program memory right below what it has already: not where the mailbox should lie.
+AWAY: Final = 2**36
 STACK_LOOK: Final = 65536
 _TRAP_AND_RESUME_FLAGS: Final = 0x10100
 _RUNNING: Final = 3
@@ -58,9 +62,10 @@ def obtain_helper(process: Process, memory: Memory, blk: block.Block, generation
 
 def _create(process: Process, memory: Memory, blk: block.Block, generation: int) -> Borrowed:
     reasons: list[str] = []
+    silent = 0
     for attempt in range(TRIES):
         for tid in choose(process, blk):
-            mailbox = gap_near(process.maps(), blk.address, SIZE, 2**46)
+            mailbox = gap_near(process.maps(), blk.address - AWAY, SIZE, 2**46)
             try:
                 check_filters(process, tid)
                 with hold(tid) as held:
@@ -74,8 +79,8 @@ def _create(process: Process, memory: Memory, blk: block.Block, generation: int)
             if helper is None:
                 if not process.alive():
                     raise process.gone()
-                if any(m.start < mailbox + SIZE and mailbox < m.end for m in process.maps()):
-                    reasons.append(f"thread {tid}: the program took the place of the mailbox")
+                silent += 1
+                if silent < SILENT_TRIES:  # the program may have taken the place of the mailbox
                     _wait_old_carrier_outside(process, memory, blk, tid)
                     continue
                 raise PodgraftError(
@@ -176,11 +181,14 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
             **{name: root[name] for name in ("state", "size", "check")},
         }
     )
+    reached(Step.SLOTS_WRITTEN)
     regs.rip = blk.address + block.CARRIER
     regs.orig_rax = block.MASK64
     held.set_regs()
+    reached(Step.REDIRECTED)
     # After SETREGS: a kill before it must not leave the thread deaf.
     held.block_signals()
+    reached(Step.SIGNALS_BLOCKED)
 
 
 def _caught(process: Process, tid: int) -> int:

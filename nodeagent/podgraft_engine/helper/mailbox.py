@@ -17,6 +17,7 @@ from typing import Final
 
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block as block_module
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.proc import Process, denied
 
@@ -64,9 +65,13 @@ class Helper:
         sequence = int(self._box.done) + 1
         for index, value in enumerate((number, *args, *([0] * (6 - len(args))))):
             self._box.call[index] = value & (2**64 - 1)
+        reached(Step.COMMAND_WRITTEN)
         self._box.command = sequence
+        reached(Step.COMMAND_POSTED)
         self._wake()
+        reached(Step.HELPER_WOKEN)
         self._wait_done(sequence)
+        reached(Step.COMMAND_DONE)
         return int(self._box.result)
 
     def answers(self) -> bool:
@@ -119,6 +124,7 @@ class Helper:
         """Ask the helper to leave, and wait until it has."""
         if not self._box.closed:
             self._box.command = CLOSED_WORD
+            reached(Step.HELPER_DISMISSED)
             self._wake()
         start = time.perf_counter()
         while self.tid in self._process.threads() and time.perf_counter() - start < 1.0:
@@ -199,6 +205,7 @@ def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
         page.close()
         os.close(fd)
         raise Refusal(Reason.BUSY, f"another engine works on process {process.pid}") from None
+    reached(Step.MAILBOX_LOCKED)
     helper = Helper(process, fd, page)
     try:
         ready = helper.answers()

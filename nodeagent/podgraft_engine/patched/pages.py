@@ -11,6 +11,7 @@ from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import move_page
 from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, Patchlet, PatchRecord, State
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.memory import Memory
@@ -46,10 +47,13 @@ class Pages:
             raise PodgraftError(Reason.MODULE_NOT_MAPPED, f"page {live:#x} belongs to another file now")
         clone = self._free_slot()
         move_page(self._helper, page.pristine, clone)
+        reached(Step.CLONE_MADE)
         self._memory.write(clone, bytes(wanted))
+        reached(Step.CLONE_WRITTEN)
         if self._memory.read(page.pristine, PAGE) != pristine:
             raise PodgraftError(Reason.INTERNAL, f"the pristine twin of page {live:#x} changed")
         move_page(self._helper, clone, live)
+        reached(Step.PAGE_SWITCHED)
         return True
 
     def restore(self, live: int) -> None:
@@ -59,6 +63,7 @@ class Pages:
             return
         if self._is_mapped_as(page, live):
             move_page(self._helper, page.pristine, live)
+            reached(Step.PAGE_HOME)
         self._document.pages.remove(page)
         self._state.commit()
 
@@ -98,7 +103,9 @@ class Pages:
         )
         self._document.intent = Intent(page=page)
         self._state.commit()
+        reached(Step.TWIN_INTENDED)
         move_page(self._helper, live, page.pristine)
+        reached(Step.TWIN_MADE)
         self._document.pages.append(page)
         self._document.intent = None
         self._state.commit()

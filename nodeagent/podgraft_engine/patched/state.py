@@ -15,6 +15,7 @@ from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.block import Block
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, protect, try_map_fixed
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE, gap_near
 from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.memory import Memory
@@ -66,6 +67,7 @@ class SiteRecord(Record):
     rung: str
     site: Patchlet
     holes: list[Patchlet] = []
+    reentrant: bool = False  # the function branches back to its site
 
 
 class CodeRange(Record):
@@ -218,8 +220,10 @@ class State:
             raise PodgraftError(Reason.INTERNAL, f"the state document is too large ({len(body)} bytes)")
         copy = self.address + PAGE + (sequence & 1) * COPY_SIZE
         self._memory.write(copy, _COPY_HEAD.pack(sequence, len(body), zlib.crc32(body)) + body)
+        reached(Step.COPY_WRITTEN)
         self._memory.write(self.address + _COMMIT_AT, struct.pack("<Q", sequence))
         self._sequence = sequence
+        reached(Step.COMMITTED)
 
     def load(self) -> bool:
         """Read the document; False when the mapping holds none yet (an engine ended before its first commit).
@@ -248,6 +252,7 @@ class State:
         """Write header and first document into a fresh mapping; the magic comes last."""
         self.commit()
         self._memory.write(self.address, _HEADER.pack(MAGIC, VERSION, self.address))
+        reached(Step.STATE_BORN)
 
 
 def read_state(process: Process, memory: Memory, blk: Block | None) -> State | None:
@@ -272,8 +277,11 @@ def open_state(process: Process, memory: Memory, blk: Block, helper: Helper) -> 
     for _ in range(PLACES_TO_TRY):
         address = gap_near(process.maps(), blk.address, MAPPING_SIZE + PAGE, NEAR) + PAGE
         blk.set_root(address, MAPPING_SIZE)
+        reached(Step.ROOT_SET)
         if try_map_fixed(helper, address - PAGE, MAPPING_SIZE + PAGE, PROT_NONE):
+            reached(Step.STATE_MAPPED)
             protect(helper, address, MAPPING_SIZE, PROT_RW)
+            reached(Step.STATE_OPENED)
             state = State(process, memory, address)
             state.initialise()
             return state

@@ -77,10 +77,6 @@ class EhFrame:
         found = [self._range_at(index) for index in range(first, last)]
         return [r for r in found if r is not None]
 
-    def starts(self) -> list[int]:
-        """Return where entries begin, in order: mostly functions, but cold parts and hand-written pieces, too."""
-        return self._starts
-
     def row(self, pc: int, *, parse: bool = True) -> Row | None:
         """Return the unwind row for a pc; without `parse` only if its function was parsed before, else None."""
         index = bisect.bisect_right(self._starts, pc) - 1

@@ -21,13 +21,13 @@ def pages(size: int) -> int:
 
 def trampoline_room(maps: list[Mapping], low: int, high: int, size: int) -> int | None:
     """Return an address in [low, high] with `size` bytes up to high on pages that are free, None when there is none."""
-    for page in range(max(low, LOWEST) // PAGE * PAGE, min(high, HIGHEST), PAGE):
-        address = max(page + 16, low)
-        if address + size - 1 > min(page + PAGE - 1, high):
-            continue
+    page = max(low, LOWEST) // PAGE * PAGE
+    while page < min(high, HIGHEST):
         taken = next((m for m in maps if m.start < page + PAGE and page < m.end), None)
-        if taken is None:
+        address = max(page + 16, low)
+        if taken is None and address + size - 1 <= min(page + PAGE - 1, high):
             return address
+        page = max(page + PAGE, pages(taken.end) if taken else 0)
     return None
 
 

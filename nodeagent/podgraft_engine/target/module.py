@@ -55,6 +55,10 @@ class Module:
                 found += [self.bias + load["p_vaddr"] + m.start() for m in _SIGRETURN.finditer(text)]
         return found
 
+    def read_ahead(self) -> None:
+        """Read now what takes long for large files, so that nobody waits for it later."""
+        _ = self.eh_frame, self.signal_returns, self.is_glibc
+
     @cached_property
     def runs_goroutines(self) -> bool:
         """Tell whether it is a Go program: its goroutines have no thread of their own."""

@@ -102,11 +102,8 @@ class Process:
         return PodgraftError(Reason.PROCESS_EXITED, f"process {self.pid} has ended")
 
     def living_thread(self) -> int:
-        """Return a tid whose /proc files are usable: maps of an exited main thread are empty."""
-        main = self.thread(self.pid)
-        if main is not None and main.runs:
-            return self.pid
-        for tid in self.threads():
+        """Return a tid whose /proc files are usable: the main thread's, but maps of an exited one are empty."""
+        for tid in (self.pid, *self.threads()):
             thread = self.thread(tid)
             if thread is not None and thread.runs:
                 return tid
@@ -185,16 +182,21 @@ class Process:
 
     def map_text(self) -> str:
         """Return /proc/PID/maps as it is; target/maps.py finds single mappings in it."""
-        path = self.root / "task" / str(self.living_thread()) / "maps"
-        try:
-            text = path.read_bytes().decode(errors="replace")
-        except PermissionError:
-            raise denied(self.pid) from None
-        except (FileNotFoundError, ProcessLookupError):
-            raise self.gone() from None
-        if not text:  # the address space has gone before the threads
-            raise self.gone()
-        return text
+        return self._read_shared("maps").decode(errors="replace")
+
+    def _read_shared(self, name: str) -> bytes:
+        """Read what all threads share, by one that runs; by another where that one ends meanwhile."""
+        for _ in range(MAX_LISTINGS):
+            path = self.root / "task" / str(self.living_thread()) / name
+            try:
+                content = path.read_bytes()
+            except PermissionError:
+                raise denied(self.pid) from None
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if content:  # the address space of a thread goes before the thread
+                return content
+        raise self.gone()
 
     def _read(self, tid: int, name: str) -> str:
         """Read one small file of a thread at once, as the passes over all threads must; empty when it has ended."""
@@ -215,12 +217,7 @@ class Process:
 
     def auxv(self) -> dict[int, int]:
         """Return the auxiliary vector (getauxval(3))."""
-        try:
-            raw = (self.root / "task" / str(self.living_thread()) / "auxv").read_bytes()
-        except PermissionError:
-            raise denied(self.pid) from None
-        except (FileNotFoundError, ProcessLookupError):
-            raise self.gone() from None
+        raw = self._read_shared("auxv")
         words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
         return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
 

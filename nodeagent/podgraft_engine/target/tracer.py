@@ -17,6 +17,7 @@ from ptrace.binding.func import ptrace
 from ptrace.binding.linux_struct import user_regs_struct
 
 from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.priority import raised
 
@@ -73,6 +74,7 @@ class Held:
         """Write the GS base, the thread's generation number; touches no other register."""
         ptrace(PTRACE_POKEUSER, self.tid, user_regs_struct.gs_base.offset, generation)
         self.regs.gs_base = generation
+        reached(Step.GENERATION_SET)
 
     def set_regs(self) -> None:
         """Write all registers in one call."""
@@ -112,6 +114,7 @@ class Held:
             self.regs.rax = number
             self.regs.rip -= 2
             self.set_regs()
+            reached(Step.CALL_REWOUND)
 
 
 @dataclass
@@ -146,14 +149,18 @@ def hold(tid: int) -> Iterator[Held]:
     """
     with raised() as at_once:
         _seize(tid)
+        reached(Step.SEIZED)
         try:
             ptrace(PTRACE_INTERRUPT, tid)
         except PtraceError as error:
             raise _not_held(error) from None
+        reached(Step.INTERRUPTED)
         stopped = _wait_stop(tid, at_once=at_once)
+        reached(Step.STOPPED)
         held = Held(tid, user_regs_struct())
         try:
             ptrace(PTRACE_GETREGS, tid, 0, ctypes.addressof(held.regs))
+            reached(Step.LOOKED)
             try:
                 yield held
             finally:
@@ -164,6 +171,7 @@ def hold(tid: int) -> Iterator[Held]:
             let_go(tid)
             held.held_us = (time.perf_counter() - stopped) * 1e6
             holds.longest_us = max(holds.longest_us, held.held_us)
+            reached(Step.RELEASED)
 
 
 def let_go(tid: int, signo: int = 0) -> None:

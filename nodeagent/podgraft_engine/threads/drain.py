@@ -18,18 +18,22 @@ from podgraft_engine.threads.stack import Forbidden, Frame, judge
 
 FIRST_PAUSE_S: Final = 0.001
 LONGEST_PAUSE_S: Final = 0.1
+# How long a running thread may take to go to sleep somewhere else before it is held.
+GRACE_S: Final = 0.2
 
 
 def drained(looker: "Looker", ours: set[int], deadline: float, keep_alive: Callable[[], None]) -> bool:
     """Wait until every thread was seen outside of the given code; False when time.monotonic() passes the deadline.
 
-    Sleeping threads are read from outside; only running ones are held, each alone, less and less often.
+    Sleeping threads are read from outside; only those that go on running are held, each alone, less and less often.
     """
+    began = time.monotonic()
     left = {tid for tid in looker.process.every_thread() if tid not in ours}
     pause = FIRST_PAUSE_S
     while left:
         looker.stacks.refresh()
-        left = {tid for tid in left if not looker.is_outside(tid)}
+        may_hold = time.monotonic() - began >= GRACE_S
+        left = {tid for tid in left if not looker.is_outside(tid, may_hold=may_hold)}
         if left and time.monotonic() > deadline:
             return False
         if left:
@@ -48,8 +52,8 @@ class Looker:
     unwinder: Unwinder
     code: Forbidden
 
-    def is_outside(self, tid: int) -> bool:
-        """Tell whether a thread is outside, or has ended."""
+    def is_outside(self, tid: int, *, may_hold: bool) -> bool:
+        """Tell whether a thread is outside, or has ended; one that runs is held for it if it may be."""
         thread = self.process.thread(tid)
         if thread is None or not thread.runs:
             return True
@@ -57,6 +61,8 @@ class Looker:
         if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
             frame = Frame(sleep.pc, {RSP: sleep.sp})
             return self._clear(frame, self._read(frame, None)) and self.process.sleeping_in(tid) == sleep
+        if not may_hold:
+            return False
         try:
             with hold(tid) as held:
                 frame = frame_of(held)

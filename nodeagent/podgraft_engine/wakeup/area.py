@@ -10,6 +10,7 @@ from podgraft_engine.code.wakepoints import WakePoint
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, PROT_RX, protect, replace_ours, try_map_fixed
 from podgraft_engine.patched.state import PointRecord, State, WakeRecord
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE, gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module
@@ -66,6 +67,7 @@ class Area:
         cell = record.code + CELL * len(record.points)
         back = point.address + point.displaced.len
         self._memory.write(cell, routine(cell, record.data, point.displaced, back, check=not declared))
+        reached(Step.ROUTINE_WRITTEN)
         jump = near_jump(point.address, cell).hex()
         record.points.append(PointRecord(address=point.address, jump=jump, declared=declared))
         self._state.commit()
@@ -84,14 +86,16 @@ class Area:
         first = data + DESCRIPTORS_AT
         place = first + DESCRIPTOR_SIZE if in_force == first else first
         self._memory.write(place, content)
+        reached(Step.DESCRIPTOR_WRITTEN)
         self._memory.write(data + DESCRIPTOR_AT, struct.pack("<Q", place))
         self._memory.write(data, struct.pack("<Q", -generation % 2**64))
+        reached(Step.GENERATION_PUBLISHED)
 
     def log(self, generation: int) -> Iterator[tuple[int, bool]]:
         """Yield who gave itself a generation, by the thread's number for itself, and whether at a declared point."""
         raw = self._memory.read(self.record.data + LOG_AT, LOG_ENTRIES * _ENTRY.size)
-        for tid, reached in _ENTRY.iter_unpack(raw):
-            if reached == generation:
+        for tid, given in _ENTRY.iter_unpack(raw):
+            if given == generation:
                 yield tid & ~AT_POINT, bool(tid & AT_POINT)
 
     def clear_workspace(self) -> None:
@@ -116,6 +120,7 @@ def open_area(process: Process, memory: Memory, helper: Helper, state: State, mo
             break
     else:
         return None
+    reached(Step.WAKE_AREA_MAPPED)
     protect(helper, start, CODE_SIZE, PROT_RX)
     protect(helper, start + CODE_SIZE, DATA_SIZE, PROT_RW)
     record = WakeRecord(

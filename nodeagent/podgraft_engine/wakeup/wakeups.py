@@ -14,6 +14,7 @@ from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.inspection import Target
 from podgraft_engine.patched.pages import Pages, compose
 from podgraft_engine.patched.state import CodeRange, State
+from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.proc import Process, SleepState
@@ -126,6 +127,7 @@ class Wakeups:
             if area.record.armed:
                 area.record.armed = []
                 self._state.commit()
+                reached(Step.POINTS_UNWANTED)
             self._tidy(area)
         self._covered.clear()
 
@@ -152,6 +154,7 @@ class Wakeups:
         if point.address not in area.record.armed:
             area.record.armed.append(point.address)
             self._state.commit()
+            reached(Step.POINT_WANTED)
         page = point.address // PAGE * PAGE
         self._pages.switch(page, compose(self._state.document, page))
         return True

@@ -1,0 +1,112 @@
+"""Callers that were compiled for the old function and are not replaced: by pointer, from outside, or gone."""
+
+from iced_x86 import Register
+
+from podgraft_builder.clobbers import clobbered
+from podgraft_builder.compare import Changed, Comparison
+from podgraft_builder.objects import Function, ObjectFile, place_of
+from podgraft_builder.subject import Subject
+from podgraft_bundle.errors import Reason, Refusal
+
+
+def check_signatures(subject: Subject) -> None:
+    """A changed signature is safe where all callers were compiled with it: not through pointers, not from outside."""
+    for unit in subject.units:
+        before, after = subject.old.signatures.get(unit.name), subject.new.signatures.get(unit.name)
+        if before is not None and after is not None and not _compatible(before, after):
+            where = _unpatched_use(subject, unit)
+            if where is not None:
+                detail = f"{subject.label}: {unit.name}: {before} -> {after}; {where}"
+                subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+        if unit.name in subject.old.noreturn - subject.new.noreturn:
+            where = _unpatched_use(subject, unit)
+            if where is not None:
+                detail = f"{subject.label}: {unit.name} never returned and does now; {where}"
+                subject.verdict.refuse(Reason.CHANGED_NORETURN, detail, function=unit.name)
+
+
+def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
+    running = subject.running
+    if running is not None and not unit.old.local and unit.old.name in running.exported:
+        return "it is exported to shared objects"
+    where = _pointer_taken(subject.comparison, unit, [*subject.others(), subject.comparison.old])
+    return f"unpatched code has its address ({where})" if where is not None else None
+
+
+def _compatible(before: str, after: str) -> bool:
+    """Old callers ignore what a function returns in a register that returned nothing; an aggregate needs a place."""
+    same_arguments = before.partition("(")[2] == after.partition("(")[2]
+    aggregate = after.partition("(")[0].startswith(("struct ", "union ", "class "))
+    return before == after or (before.startswith("void (") and same_arguments and not aggregate)
+
+
+def _pointer_taken(comparison: Comparison, unit: Changed, objects: list[ObjectFile]) -> str | None:
+    for which in objects:
+        if which is comparison.old:
+            where = address_taken(which, unit.old, without=set(comparison.changed))
+        elif unit.old.local:
+            continue
+        else:
+            where = _named(which, unit.old.name)
+        if where is not None:
+            return f"{which.label}: {where}"
+    return None
+
+
+def address_taken(which: ObjectFile, function: Function, without: set[str]) -> str | None:
+    """Return which section takes the address of a function, functions in `without` left out."""
+    for section in which.sections.values():
+        if section.name == ".eh_frame" or any(f.name in without for f in which.functions_in(section.index)):
+            continue
+        calls = which.branch_fields(section.index)
+        for item, place in which.places_of(section.index):
+            if (place.section, place.offset) == (function.section, function.start) and item.offset not in calls:
+                return section.name
+    return None
+
+
+def _named(which: ObjectFile, name: str) -> str | None:
+    for section in which.sections.values():
+        if any(item.symbol.name == name and item.symbol.section is None for item in section.relocations):
+            calls = which.branch_fields(section.index)
+            if any(item.symbol.name == name and item.offset not in calls for item in section.relocations):
+                return section.name
+    return None
+
+
+def may_run(comparison: Comparison, function: Function) -> bool:
+    """Say whether a removed function can still be entered: known outside its object, or by its address."""
+    parent = comparison.old.functions.get(function.name.partition(".cold")[0], function)
+    return not parent.local or address_taken(comparison.old, parent, set()) is not None
+
+
+def check_removed_callers(subject: Subject) -> None:
+    """A function that the new source lacks may still run, and was compiled for the old callee alone.
+
+    Every callee that goes on counts, also an unchanged one: what it may write to depends on what it calls.
+    Raises Refusal.
+    """
+    comparison = subject.comparison
+    removed = [f for f in comparison.old.functions.values() if f.name not in comparison.new.functions]
+    for caller in dict.fromkeys(removed):
+        calls = comparison.old.branch_fields(caller.section)
+        for step in comparison.old.decoded(caller).steps:
+            for item in step.relocations:
+                place = place_of(item, step.instruction.next_ip - item.offset)
+                callee = comparison.old.function_at(place.section, place.offset) if place.section else None
+                new = comparison.new.functions.get(callee.name) if callee is not None else None
+                if callee is not None and new is not None and item.offset in calls:
+                    _compare_clobbers(comparison, caller, callee, new)
+
+
+def _compare_clobbers(comparison: Comparison, caller: Function, old: Function, new: Function) -> None:
+    more = clobbered(comparison.new, new) - clobbered(comparison.old, old)
+    if more and may_run(comparison, caller):
+        names = ", ".join(
+            sorted(name.lower() for name, value in vars(Register).items() if type(value) is int and value in more)
+        )
+        raise Refusal(
+            Reason.IPA_RA_HAZARD,
+            f"{comparison.new.label}: {caller.name} is gone from the source, may still run, and calls {old.name},"
+            f" which now changes {names}",
+        )

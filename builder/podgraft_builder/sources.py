@@ -1,0 +1,119 @@
+"""Which functions a patch touches in the source, and what was inlined where (DWARF 5, sections 2.14 and 3.3.8)."""
+
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from elftools.dwarf.compileunit import CompileUnit
+from elftools.dwarf.die import DIE
+from elftools.elf.elffile import ELFFile
+
+from podgraft_builder.dwarf import without_tls
+
+_HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+")
+Touched = dict[str, set[int]]
+
+
+@dataclass
+class Origins:
+    """File and line of each function by its linkage name, and the names of what is inlined into it."""
+
+    places: dict[str, tuple[str, int]] = field(default_factory=dict)
+    inlined: dict[str, set[str]] = field(default_factory=dict)
+
+    def touched(self, lines: Touched) -> set[str]:
+        """Return the functions between whose first line and that of the next a patch changes something."""
+        found = set()
+        for name, (file, start) in self.places.items():
+            later = [line for other, line in self.places.values() if other == file and line > start]
+            end = min(later, default=2**31)
+            if any(start <= line < end for line in lines.get(file, ())):
+                found.add(name)
+        return found
+
+
+def touched_lines(patch: Path) -> Touched:
+    """Return base name of a file -> lines of the old file that a patch deletes or puts something behind."""
+    found: Touched = {}
+    name, line, replaces = "", 0, False
+    for text in patch.read_bytes().decode(errors="replace").splitlines():
+        hunk = _HUNK.match(text)
+        if text.startswith("--- "):
+            name = text[4:].split("\t")[0].strip().rpartition("/")[2]
+        elif hunk:
+            line = int(hunk[1])
+        elif text.startswith("-"):
+            found.setdefault(name, set()).add(line)
+            line, replaces = line + 1, True
+            continue
+        elif text.startswith("+") and not text.startswith("+++ "):
+            if not replaces:
+                found.setdefault(name, set()).add(line - 1)
+            continue
+        elif text.startswith(" "):
+            line += 1
+        replaces = False
+    return found
+
+
+def read_origins(data: bytes) -> Origins:
+    """Read where the functions of an object come from."""
+    elf, origins = ELFFile(io.BytesIO(without_tls(data))), Origins()
+    if elf.get_section_by_name(".debug_info") is None:
+        return origins
+    for unit in elf.get_dwarf_info().iter_CUs():
+        files = _files(unit)
+        for die in _functions(unit.get_top_DIE()):
+            declared = _declaration(die)
+            name, attributes = _linkage(declared), declared.attributes
+            file, line = attributes.get("DW_AT_decl_file"), attributes.get("DW_AT_decl_line")
+            if name and file is not None and line is not None:
+                origins.places.setdefault(name, (files.get(file.value, ""), line.value))
+                origins.inlined.setdefault(name, set()).update(_inlined(die))
+    return origins
+
+
+def _functions(parent: DIE) -> Iterator[DIE]:
+    for die in parent.iter_children():
+        if die.tag == "DW_TAG_subprogram":
+            yield die
+        elif die.tag in {"DW_TAG_namespace", "DW_TAG_class_type", "DW_TAG_structure_type"}:
+            yield from _functions(die)
+
+
+def _inlined(parent: DIE) -> set[str]:
+    found = set()
+    for die in parent.iter_children():
+        if die.tag == "DW_TAG_inlined_subroutine":
+            found.add(_linkage(_declaration(die)))
+        if die.has_children:
+            found |= _inlined(die)
+    return found
+
+
+def _declaration(die: DIE) -> DIE:
+    """Follow an instance to the function that it is an instance of, and a definition to what names it."""
+    for attribute in ("DW_AT_abstract_origin", "DW_AT_specification"):
+        if attribute in die.attributes:
+            return _declaration(die.get_DIE_from_attribute(attribute))
+    return die
+
+
+def _linkage(die: DIE) -> str:
+    name: Any = die.attributes.get("DW_AT_linkage_name") or die.attributes.get("DW_AT_name")
+    return name.value.decode(errors="replace") if name is not None else ""
+
+
+def _files(unit: CompileUnit) -> dict[int, str]:
+    """Return number -> base name of the files of a unit; version 5 counts from 0 (DWARF 5, 6.2.4)."""
+    program = unit.dwarfinfo.line_program_for_CU(unit)
+    if program is None:
+        return {}
+    first = 0 if program.header.version >= 5 else 1
+    return {
+        first + number: entry.name.decode(errors="replace").rpartition("/")[2]
+        for number, entry in enumerate(program.header.file_entry)
+    }

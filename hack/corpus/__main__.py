@@ -1,0 +1,49 @@
+"""`python -m hack.corpus [ONLY]`: all cases, those of one program, or one case; then docs/corpus.md."""
+
+import signal
+import sys
+
+from hack.corpus import network, report
+from hack.corpus.apply import apply
+from hack.corpus.bundles import Ground, build
+from hack.corpus.cases import Case, Corpus, work
+from hack.corpus.programs import PROGRAMS
+from hack.tools import REPOSITORY, ToolFailedError, lock, main, run, say
+
+
+def play() -> None:
+    """Run the chosen cases one after the other; what is known already comes from the cache."""
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    corpus = Corpus()
+    chosen = corpus.chosen(only)
+    unknown = {case.program for case in chosen} - set(PROGRAMS)
+    if unknown:
+        raise ToolFailedError(f"hack/corpus/programs.py does not know how to build {', '.join(sorted(unknown))}")
+    packages = sorted({name for case in chosen for name in PROGRAMS[case.program].packages})
+    run(REPOSITORY / "hack" / "install-packages", "ccache", *packages)
+    work().mkdir(parents=True, exist_ok=True)
+    for program in {case.program: case for case in chosen}.values():
+        corpus.fetch(program)
+    network.enter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with lock("corpus"):
+        rows = [_row(corpus, case) for case in chosen]
+    file = report.FILE if not only else work() / "corpus.md"
+    print(report.write(rows, file))
+    print(f"\n{file}")
+
+
+def _row(corpus: Corpus, case: Case) -> report.Row:
+    ground = Ground(case, PROGRAMS[case.program])
+    built = build(corpus, ground)
+    applied = apply(corpus, ground, built) if built.verdict == "bundle" else None
+    row = report.Row(case, built, applied)
+    seen = f", applied {applied.done}/{applied.total}, observed {applied.observed}" if applied else f" {built.reason}"
+    say(f"{case.name} [{case.grade}, {case.expected}]: {built.verdict}{seen}")
+    for problem in applied.problems if applied else [built.detail] if built.detail else []:
+        say(f"    {problem[:300]}")
+    return row
+
+
+if __name__ == "__main__":
+    main(play)

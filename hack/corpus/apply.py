@@ -1,0 +1,132 @@
+"""One bundle in the program that it is for, while that runs under load: check, apply, observe, revert."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hack.corpus.bundles import PODGRAFT, Built, Ground
+from hack.corpus.cases import Corpus, work
+from hack.corpus.server import load, processes, server
+from hack.tools import REPOSITORY, ToolFailedError, digest_of, step
+
+DEADLINE = "30s"
+OBSERVE_SECONDS = 120
+# The helper leaves when the engine gets no processor for two seconds; "try again" is the advice for these reasons.
+AGAIN, TRIES = {"HelperUnreachable", "NoCarrier"}, 4
+
+
+@dataclass
+class Applied:
+    """What happened to the processes of one server.
+
+    done and total count processes; again: further tries that were needed; problems: what was refused or failed, empty
+    when all went well; answers: what observe.py saw before, patched and reverted.
+    """
+
+    total: int = 0
+    done: int = 0
+    reverted: int = 0
+    threads: int = 0
+    held_us: float = 0.0
+    again: int = 0
+    problems: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+
+    @property
+    def under_load(self) -> bool:
+        """Say whether every process was patched and reverted and nobody noticed."""
+        return self.total > 0 and self.done == self.reverted == self.total and not self.problems
+
+    @property
+    def observed(self) -> str:
+        """Say in a word whether the fix was seen."""
+        if not self.answers:
+            return "-"
+        before, patched, reverted = self.answers
+        if before == patched:
+            return "no"
+        return "yes" if before == reverted else "not reverted"
+
+
+def apply(corpus: Corpus, ground: Ground, built: Built) -> Applied:
+    """Return what became of a bundle, from the cache if neither bundle nor engine have changed.
+
+    Raises:
+        ToolFailedError: the server or its load cannot be started.
+    """
+    key = digest_of(built.digest, REPOSITORY / "nodeagent" / "podgraft_engine", REPOSITORY / "cli", ground.program.name)
+    kept = ground.home / "apply.json"
+    if kept.is_file():
+        known = json.loads(kept.read_text())
+        if known.pop("key") == key:
+            return Applied(**known)
+    with step(f"{ground.case.name}: apply under load"), tempfile.TemporaryDirectory(dir=work()) as name:
+        result = _apply_in(corpus, ground, Path(name))
+    kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+    return result
+
+
+def _apply_in(corpus: Corpus, ground: Ground, folder: Path) -> Applied:
+    folder.chmod(0o755)
+    result, name = Applied(), ground.case.name.lower()
+    with server(corpus, ground, folder) as child:
+        _observe(corpus, ground, result)
+        with load(ground, folder) as said:
+            pids = processes(child)
+            result.total = len(pids)
+            result.done = sum([_transition(result, pid, "apply", str(ground.bundle)) for pid in pids])
+            _observe(corpus, ground, result)
+            result.reverted = sum([_transition(result, pid, "revert", name) for pid in pids]) if result.done else 0
+        failed = ground.program.load_errors(said.read_text(errors="replace"))
+        if failed:
+            result.problems.append(f"load: {failed}")
+        if processes(child) != pids or child.poll() is not None:
+            result.problems.append("a process of the server is gone")
+        _observe(corpus, ground, result)
+    return result
+
+
+def _transition(result: Applied, pid: int, verb: str, what: str) -> bool:
+    """Check (before an apply) and bring one process to new or old code; note what speaks against it."""
+    if verb == "apply":
+        for event in _podgraft("check", f"--pid={pid}", what):
+            for problem in event.get("problems", []):
+                result.problems.append(f"check: {problem['reason']}: {problem['detail']}")
+    for number in range(TRIES):
+        events = _podgraft(verb, f"--pid={pid}", f"--deadline={DEADLINE}", what)
+        last = events[-1]
+        if last.get("reason") not in AGAIN:
+            break
+        result.again += number + 1 < TRIES
+    result.held_us = max([result.held_us, *(float(e.get("held_us") or 0) for e in events)])
+    if last["event"] in {"finalized", "reverted"}:
+        if verb == "apply":
+            result.threads += int(last["threads"])
+        return True
+    result.problems.append(f"{verb}: {last.get('reason')}: {last.get('detail')}{_waiting(events)}")
+    return False
+
+
+def _waiting(events: list[dict[str, Any]]) -> str:
+    found = [event for event in events if event["event"] == "waiting"]
+    return f" ({found[-1]['name']} in {found[-1]['function']}: {found[-1]['why']})" if found else ""
+
+
+def _podgraft(*words: str) -> list[dict[str, Any]]:
+    result = subprocess.run([PODGRAFT, *words, "--json"], capture_output=True, text=True, check=False)
+    events = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return events or [{"event": "failed", "reason": "InternalError", "detail": result.stderr[-300:]}]
+
+
+def _observe(corpus: Corpus, ground: Ground, result: Applied) -> None:
+    if not ground.case.observable:
+        return
+    words = [sys.executable, str(corpus.folder / "observe.py"), ground.case.name]
+    told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=OBSERVE_SECONDS)
+    if told.returncode != 0:
+        raise ToolFailedError(f"observe.py {ground.case.name} ended with {told.returncode}: {told.stderr[-300:]}")
+    result.answers.append(told.stdout.strip())

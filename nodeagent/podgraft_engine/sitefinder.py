@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The sites of one bundle in one process: the site ladder asks, the process answers (design 3.2)."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from podgraft_bundle.errors import Reason, Refusal
+from podgraft_bundle.manifest import Range, ReplacedFunction
+from podgraft_engine.code.holes import Holes
+from podgraft_engine.code.puns import LONGEST_PUN, Pun
+from podgraft_engine.code.sites import Site, choose_site
+from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.patched.state import PatchRecord, State
+from podgraft_engine.target.layout import PAGE, trampoline_room
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.module import Module
+from podgraft_engine.target.proc import Mapping, Process
+
+
+class SiteFinder:
+    """Finds a site for each function of a bundle and gives nothing to two of them. The process is read once for all.
+
+    declared: the bytes that declared points will change.
+    """
+
+    def __init__(
+        self, process: Process, memory: Memory, module: Module, state: State | None, *, digest: str, declared: set[int]
+    ) -> None:
+        patches = state.document.patches if state else []
+        # A retired patch keeps its holes: its stubs are there for the next time.
+        others = [p for p in patches if p.digest != digest]
+        # So do its trampolines, and they are all the room that a punned jump may have.
+        kept = {page for p in patches if p.digest == digest for page in p.trampolines}
+        self._memory = memory
+        self._module = module
+        self._maps = process.maps()
+        self._taken = [m for m in self._maps if m.start not in kept]
+        self._starts = [m.start for m in self._maps]
+        self._ours = {p.live for p in state.document.pages} if state else set()
+        self._holes = Holes(module, memory, _claimed(others) | declared)
+        self.shadow_stack = _has_shadow_stack(process)
+        self.padding, self.is_free = self._holes.behind, self._holes.is_free
+
+    def find(self, function: ReplacedFunction) -> Site:
+        """Return the site of a function, which no other function gets.
+
+        Raises:
+            Refusal: PREIMAGE_MISMATCH, NO_PATCH_SITE, PAGE_CHANGED_BY_OTHERS.
+        """
+        code = self._read_checked(function.entry)
+        parts = [(self._module.bias + p.offset, self._read_checked(p)) for p in function.parts]
+        site = choose_site(function.entry.symbol, self._module.bias + function.entry.offset, code, parts, self)
+        for at, size in site.claims():
+            for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
+                if self.is_foreign(page):
+                    detail = f"page {page:#x} of {site.function} is no longer the file's"
+                    raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
+        self._take(site)
+        return site
+
+    def holes(self, origin: int, size: int) -> Iterator[int]:
+        """Leave out what lies on pages that others have changed: the site itself may not."""
+        return (hole for hole in self._holes.near(origin, size) if not self.is_foreign(hole // PAGE * PAGE))
+
+    def has_room(self, pun: Pun) -> bool:
+        """Tell whether a page is free where a punned jump leads."""
+        return trampoline_room(self._taken, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+
+    def read(self, address: int, size: int) -> bytes | None:
+        """Return bytes of the target, None where it is not mapped."""
+        mapping = self._maps[bisect_right(self._starts, address) - 1]
+        mapped = mapping.start <= address and address + size <= mapping.end and "r" in mapping.perms
+        return self._memory.read(address, size) if mapped else None
+
+    def is_foreign(self, page: int) -> bool:
+        """Tell whether somebody else has changed a page."""
+        return page not in self._ours and self._memory.anonymous(page)
+
+    def _take(self, site: Site) -> None:
+        for claim in site.claims():
+            self._holes.take(*claim)
+        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
+        if room:
+            page = room // PAGE * PAGE
+            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
+
+    def _read_checked(self, old: Range) -> bytes:
+        address = self._module.bias + old.offset
+        if not self._module.contains(address) or not self._module.contains(address + old.size - 1):
+            raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} does not lie in the module's mapped code")
+        code = self._memory.read(address, old.size)
+        if hashlib.sha256(code).hexdigest() != old.sha256:
+            raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} at {address:#x} differs from the code in the bundle")
+        return code
+
+
+def _claimed(patches: list[PatchRecord]) -> set[int]:
+    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program."""
+    pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
+    punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
+    return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
+
+
+def _has_shadow_stack(process: Process) -> bool:
+    """Tell whether a thread has one (Documentation/arch/x86/shstk.rst)."""
+    features = (process.status(tid).get("x86_Thread_features", "") for tid in process.threads())
+    return any("shstk" in line.split() for line in features)

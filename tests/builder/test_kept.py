@@ -1,0 +1,81 @@
+"""The old build that is kept for the next patch to the same tree: used where nothing changed, and only there."""
+
+import os
+from typing import Any
+
+import pytest
+
+KEPT = "old build: the one that is kept from an earlier patch"
+RULES = "prog: main.o work.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
+OLD = {
+    "Makefile": RULES,
+    "main.c": '#include "one.h"\nint f(int);\nint main(int c, char **v) { (void)v; return f(c) + ONE; }\n',
+    "work.c": "int f(int a) { return a * 3; }\n",
+    "one.h": "#define ONE 1\n",
+}
+FIX = {"work.c": "int f(int a) { return a * 5 + 1; }\n"}
+
+
+@pytest.fixture
+def again(project: Any) -> Any:
+    """Return a function that builds a bundle and tells whether that used a kept build."""
+    project.command = "make"
+
+    def build(old: dict[str, str], new: dict[str, str]) -> tuple[Any, bool]:
+        project.log.clear()
+        outcome = project.build(old, new)
+        return outcome, KEPT in project.log
+
+    build.folder = project.folder  # type: ignore[attr-defined]
+    return build
+
+
+def test_second_patch_uses_the_old_build(again: Any) -> None:
+    """Another patch for the same tree is built on the kept one, and gives what a build from scratch gives."""
+    assert again(OLD, {"one.h": "#define ONE 7\n"})[1] is False
+    second, kept = again(OLD, FIX)
+    assert kept is True
+    assert [row["function"] for row in second.functions] == ["f"]
+    for note in (again.folder / "cache").glob("build-*/kept.json"):
+        note.unlink()
+    scratch, kept = again(OLD, FIX)
+    assert kept is False
+    assert second.bundle.digest == scratch.bundle.digest
+
+
+@pytest.mark.parametrize("what", ["source", "environment", "compiler"])
+def test_other_inputs_need_another_build(again: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed tree, environment or compiler is never answered with the kept build."""
+    again(OLD, FIX)
+    old = OLD
+    if what == "source":
+        old = {**OLD, "one.h": "#define ONE 3\n"}
+    elif what == "environment":
+        monkeypatch.setenv("EXTRA", "-fno-inline")
+    else:
+        folder = again.folder / "bin"
+        folder.mkdir()
+        (folder / "gcc").write_text('#!/bin/sh\nexec /usr/bin/gcc "$@"\n')
+        (folder / "gcc").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    assert again(old, FIX)[1] is False
+
+
+def test_headers_outside_the_tree_count(again: Any) -> None:
+    """A system header that has changed makes the kept build another program's."""
+    outside = again.folder / "outside"
+    outside.mkdir()
+    (outside / "more.h").write_text("#define MORE 1\n")
+    work = "#include <more.h>\nint f(int a) { return a @ 3 + MORE; }\n"
+    old = {**OLD, "Makefile": RULES.replace("-O2", f"-O2 -isystem {outside}"), "work.c": work.replace("@", "*")}
+    again(old, {"work.c": work.replace("@", "/")})
+    (outside / "more.h").write_text("#define MORE 25\n")
+    assert again(old, {"work.c": work.replace("@", "/")})[1] is False
+
+
+def test_only_the_last_builds_are_kept(project: Any) -> None:
+    """A cache that grows without end fills disks."""
+    for number in range(4):
+        project.command = f"make && : {number}"
+        project.build(OLD, FIX)
+    assert len(list((project.folder / "cache").glob("build-*/kept.json"))) == 3
