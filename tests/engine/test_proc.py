@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.proc import Process, StatusFile
 
 
@@ -37,3 +38,12 @@ def test_a_mapped_file_with_spaces_in_its_name_is_listed(tmp_path: Path) -> None
     assert (found.end - found.start, found.offset, found.inode) == (4096, 4096, path.stat().st_ino)
     assert found.perms == "rw-s"
     assert len(maps) >= sum(1 for m in maps if m.path) + 1
+
+
+def test_a_mapping_is_found_by_any_address_in_it_and_by_no_other() -> None:
+    """Looking for one line gives what reading all of them gives, at every edge and in every gap."""
+    process = Process(os.getpid())
+    maps, everything = Maps(process), process.maps()
+    for address in {0, *(edge + by for m in everything for edge in (m.start, m.end) for by in (-1, 0, 1))}:
+        expected = next((m for m in everything if m.start <= address < m.end), None)
+        assert maps.at(address) == expected

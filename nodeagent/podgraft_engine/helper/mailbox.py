@@ -18,6 +18,7 @@ from typing import Final
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block as block_module
 from podgraft_engine.steps import Step, reached
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.proc import Process, denied
 
 SIZE: Final = 4096
@@ -158,9 +159,10 @@ def _open(process: Process, address: int, until: float) -> int | None:
 
 def _is_mailbox(process: Process, address: int) -> bool:
     """Tell whether shared anonymous memory of one page lies there: the slots could name any file of the target."""
-    mapping = next((m for m in process.maps() if m.start == address), None)
+    mapping = Maps(process).at(address)
     return (
         mapping is not None
+        and mapping.start == address
         and mapping.end == address + SIZE
         and mapping.perms == "rw-s"
         and mapping.path == "/dev/zero (deleted)"

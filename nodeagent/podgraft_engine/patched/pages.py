@@ -13,8 +13,9 @@ from podgraft_engine.helper.rpc import move_page
 from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, Patchlet, PatchRecord, State
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.memory import Memory
-from podgraft_engine.target.proc import Mapping, Process
+from podgraft_engine.target.proc import Process
 
 
 class Pages:
@@ -90,7 +91,7 @@ class Pages:
         return next((p for p in self._document.pages if p.live == live), None)
 
     def _make_pristine(self, live: int) -> PageRecord:
-        mapping = _at(self._process.maps(), live)
+        mapping = Maps(self._process).at(live)
         if mapping is None or not mapping.inode or self._memory.anonymous(live):
             raise PodgraftError(Reason.PAGE_CHANGED_BY_OTHERS, f"page {live:#x} is no longer the file's")
         page = PageRecord(
@@ -112,7 +113,7 @@ class Pages:
 
     def _is_mapped_as(self, page: PageRecord, address: int) -> bool:
         """Tell whether the page of the file that the record names is mapped at an address."""
-        mapping = _at(self._process.maps(), address)
+        mapping = Maps(self._process).at(address)
         return mapping is not None and (mapping.device, mapping.inode, mapping.offset + address - mapping.start) == (
             page.device,
             page.inode,
@@ -175,7 +176,3 @@ def pages_of(patch: PatchRecord) -> list[int]:
 
 def _pieces(patch: PatchRecord) -> list[Patchlet]:
     return [p for s in patch.sites for p in (s.site, *s.holes)]
-
-
-def _at(maps: list[Mapping], address: int) -> Mapping | None:
-    return next((m for m in maps if m.start <= address < m.end), None)

@@ -17,6 +17,7 @@ from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, protect, try_map_fixed
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE, gap_near
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 
@@ -257,7 +258,8 @@ class State:
 def read_state(process: Process, memory: Memory, blk: Block | None) -> State | None:
     """Return the state in the process, without touching anything; None when there is none."""
     root = blk.root() if blk else None
-    if root is None or not any(m.start <= root[0] < m.end and "r" in m.perms for m in process.maps()):
+    mapping = Maps(process).at(root[0]) if root is not None else None
+    if root is None or mapping is None or "r" not in mapping.perms:
         return None
     state = State(process, memory, root[0])
     return state if state.load() else None

@@ -178,15 +178,11 @@ class Process:
 
     def maps(self) -> list[Mapping]:
         """Return the memory map, in order of address."""
-        result = []
-        for line in self._read_shared("maps").decode(errors="replace").split("\n"):
-            fields = line.split(" ", 5)
-            if len(fields) == 6:
-                place, perms, offset, device, inode, name = fields
-                start, _, end = place.partition("-")
-                name = name.lstrip(" ")
-                result.append(Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name))
-        return result
+        return [parse_mapping(line) for line in self.map_text().rstrip("\n").split("\n")]
+
+    def map_text(self) -> str:
+        """Return /proc/PID/maps as it is; target/maps.py finds single mappings in it."""
+        return self._read_shared("maps").decode(errors="replace")
 
     def _read_shared(self, name: str) -> bytes:
         """Read what all threads share, by one that runs; by another where that one ends meanwhile."""
@@ -224,6 +220,13 @@ class Process:
         raw = self._read_shared("auxv")
         words = memoryview(raw[: len(raw) // 16 * 16]).cast("Q")
         return {words[i]: words[i + 1] for i in range(0, len(words), 2)}
+
+
+def parse_mapping(line: str) -> Mapping:
+    """Parse one line of maps (proc_pid_maps(5)); the kernel writes a newline in a path as an octal number."""
+    place, perms, offset, device, inode, name = line.split(" ", 5)
+    start, _, end = place.partition("-")
+    return Mapping(int(start, 16), int(end, 16), perms, int(offset, 16), device, int(inode), name.lstrip(" "))
 
 
 def denied(pid: int) -> Refusal:

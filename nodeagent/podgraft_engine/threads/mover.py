@@ -6,16 +6,16 @@ running thread is held at once. Nobody else is ever held at the same time.
 """
 
 import ctypes
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.ehframe import UNKNOWN, EhFrame, Row
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module
-from podgraft_engine.target.proc import Mapping, Process, SleepState
+from podgraft_engine.target.proc import Process, SleepState
 from podgraft_engine.target.tracer import Held, NotHeld, hold
 from podgraft_engine.threads.stack import QUIESCENT, Forbidden, Frame, Verdict, judge
 
@@ -80,8 +80,7 @@ class Stacks:
 
     def refresh(self) -> None:
         """Read the memory map again: new threads have new stacks."""
-        self._maps = self._process.maps()
-        self._starts = [m.start for m in self._maps]
+        self._maps = Maps(self._process)
 
     def top(self, sp: int, fs_base: int | None) -> int | None:
         """Return the end of the stack that sp lies in; None when that is not the thread's own stack.
@@ -89,7 +88,7 @@ class Stacks:
         glibc and musl keep the thread control block at the top of every thread stack, so fs_base of a thread lies in
         the mapping of its stack; on a coroutine's or an alternate stack it does not (wakeup findings, section 4).
         """
-        found = self._mapping(sp)
+        found = self._maps.at(sp)
         if found is None or "w" not in found.perms:
             return None
         if found.path == "[stack]" or fs_base is None:
@@ -103,10 +102,6 @@ class Stacks:
             return None
         view = (ctypes.c_char * size).from_buffer(self._buffer)
         return (self._buffer, size) if self._memory.peek(sp, view, size) == size else None
-
-    def _mapping(self, address: int) -> Mapping | None:
-        found = self._maps[bisect_right(self._starts, address) - 1]
-        return found if found.start <= address < found.end else None
 
 
 @dataclass(frozen=True)

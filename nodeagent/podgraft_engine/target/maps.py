@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One mapping out of many: a process of 10,000 threads has 20,000 lines of maps, and each pass asks for a few."""
+
+from podgraft_engine.target.proc import Mapping, Process, parse_mapping
+
+
+class Maps:
+    """One reading of the memory map, which is in order of address; a line is parsed when its place is asked for."""
+
+    def __init__(self, process: Process) -> None:
+        self._text = process.map_text()
+
+    def at(self, address: int) -> Mapping | None:
+        """Return the mapping that an address lies in."""
+        text, low, high = self._text, 0, len(self._text)
+        while low < high:
+            first = text.rfind("\n", low, (low + high) // 2) + 1 or low
+            end = text.index("\n", first)
+            found = parse_mapping(text[first:end])
+            if address < found.start:
+                high = first
+            elif address >= found.end:
+                low = end + 1
+            else:
+                return found
+        return None
