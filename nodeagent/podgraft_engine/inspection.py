@@ -115,7 +115,13 @@ def resolve(reference: Reference, target: Target, module: Module) -> int:
     if reference.kind == "offset" and reference.offset is not None:
         return int(module.bias + reference.offset)
     if reference.kind == "got" and reference.offset is not None:
-        value = int.from_bytes(target.memory.read(module.bias + reference.offset, 8), "little")
+        try:
+            value = int.from_bytes(target.memory.read(module.bias + reference.offset, 8), "little")
+        except PodgraftError as error:
+            if error.reason == Reason.PROCESS_EXITED:
+                raise
+            detail = f"nothing is mapped where the GOT slot of {reference.symbol} should be"
+            raise Refusal(Reason.UNRESOLVED_REFERENCE, detail) from None
         if value:
             return value
         raise Refusal(Reason.UNRESOLVED_REFERENCE, f"the GOT slot of {reference.symbol} is empty in the target")

@@ -42,6 +42,11 @@ def twice(document: dict[str, Any], _: bytearray) -> None:
     document["functions"] *= 2
 
 
+def lost_slot(document: dict[str, Any], _: bytearray) -> None:
+    """Say that a GOT slot lies where nothing is mapped."""
+    next(r for r in document["references"] if r["kind"] == "got")["offset"] = 2**40
+
+
 @pytest.mark.engine
 def test_objects_that_lie_are_malformed(tmp_path: Path) -> None:
     """Refused in the inspection, before anything is touched."""
@@ -50,7 +55,7 @@ def test_objects_that_lie_are_malformed(tmp_path: Path) -> None:
     forge.forge(program, tmp_path / "patch.o", PAIR_FUNCTIONS, tmp_path / "good.graft")
     for target in run_target(program, "0", "1"):
         maps = target.maps()
-        for damage in (far_section_table, endless_section, twice):
+        for damage in (far_section_table, endless_section, twice, lost_slot):
             document, content = parts_of((tmp_path / "good.graft").read_bytes())
             changed = bytearray(content)
             damage(document, changed)
@@ -58,5 +63,6 @@ def test_objects_that_lie_are_malformed(tmp_path: Path) -> None:
             (tmp_path / "bad.graft").write_bytes(encode_anew(document, bytes(changed)))
             answer = run(tmp_path, op="apply", pid=target.pid, bundle=str(tmp_path / "bad.graft"))
             problems = [p["reason"] for e in answer.events for p in e.get("problems", [])]
-            assert (answer.code, problems) == (3, ["BundleMalformed"]), (damage, answer)
+            wanted = "UnresolvedReference" if damage is lost_slot else "BundleMalformed"
+            assert (answer.code, problems) == (3, [wanted]), (damage, answer)
             assert target.maps() == maps
