@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+# One part of the map; others name archives, too, as those that need a shared library, and hold prose (ldlang.c).
+_ARCHIVES = re.compile(r"^Archive member included[^\n]*\n\n(.*?)(?:\n\n|\Z)", re.MULTILINE | re.DOTALL)
 # A path may have a space, but a run of them separates columns: other tables of the map name archives there.
 _MEMBER = re.compile(r"^((?:[^\s()]| (?! ))+\.a)\(([^()\n]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
@@ -84,7 +86,8 @@ def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
             if data.startswith(b"\x7fELF") and data[16:18] == b"\x01\x00":  # ET_REL
                 found.append(Input(path, None, data))
     used: dict[Path, list[str]] = {}
-    for name, member in dict.fromkeys(_MEMBER.findall(text)):
+    members_part = _ARCHIVES.search(text)
+    for name, member in dict.fromkeys(_MEMBER.findall(members_part.group(1) if members_part else "")):
         path = (link.cwd / name).resolve()
         if path.is_relative_to(tree):
             used.setdefault(path, []).append(member)
