@@ -18,14 +18,14 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         while not self.done.is_set():
-            stopped = [task for task in self._listed() if self._is_stopped(task)]
+            stopped = [task for task in self._listed() if self._is_held(task)]
             # The looks at two threads are not one instant: the first must still be stopped when the second was seen so.
             if len(stopped) > 1:
-                stopped = [task for task in stopped if self._is_stopped(task)]
+                stopped = [task for task in stopped if self._is_held(task)]
             self.most = max(self.most, len(stopped))
             self.looks += 1
 
-    def _is_stopped(self, task: Path) -> bool:
+    def _is_held(self, task: Path) -> bool:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             text = (task / "stat").read_text()
             return text[text.rindex(")") + 2] in "tT"

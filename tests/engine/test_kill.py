@@ -15,6 +15,7 @@ SEED = 20261123
 ROUNDS = 3
 # An engine killed between a mapping and the note of it leaks it: an area of three protections at most (limitations.md).
 MOST_LEAKED = 3
+WAKE_AREA = 3  # routines, what they read, room for page clones
 
 
 @pytest.mark.engine
@@ -53,8 +54,8 @@ def test_an_engine_can_be_told_where_to_die_and_the_next_one_cleans_up(
     before = len(target.maps())
     assert engine(target.pid, op="apply", bundle=bundle).code == 0
     assert engine(target.pid, op="revert", name="pairs-2").code == 0
-    # The mailbox has gone, or the helper of the killed engine had left already.
-    assert before - 1 <= len(target.maps()) <= before
+    # The mailbox has gone, or the helper of the killed engine had left already; the wake-up points have come.
+    assert before - 1 <= len(target.maps()) - WAKE_AREA <= before
     assert target.report()["wrong"] == 0
 
 
