@@ -110,14 +110,19 @@ def charged(records: "NDArray[Any]", interval_us: int) -> tuple[NDArray[np.int64
     The generator sends nothing while it reconnects. Each request that was due meanwhile, and the one that was lost, is
     charged with the time until the connection was back: one interval before the first request of the new connection.
     """
-    dues, latencies = [records["due_us"].astype(np.int64)], [records["latency_us"] / 1e3]
+    dues: list[NDArray[np.int64]] = []
+    latencies: list[Latencies] = []
     for connection in np.unique(records["connection"]):
         mine = records[records["connection"] == connection]
-        for at in np.flatnonzero(mine["flags"] & 2):
+        back_at = np.flatnonzero(mine["flags"] & 2)
+        for at in back_at:
             back = int(mine["due_us"][at]) - interval_us
             missed = np.arange(int(mine["due_us"][at - 1]), back, interval_us)
             dues.append(missed)
             latencies.append((back - missed) / 1e3)
+        answered = np.delete(mine, back_at - 1)
+        dues.append(answered["due_us"].astype(np.int64))
+        latencies.append(answered["latency_us"] / 1e3)
     return np.concatenate(dues), np.concatenate(latencies)
 
 

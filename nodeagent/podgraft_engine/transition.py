@@ -275,7 +275,7 @@ class Transition:
         self._switch_pages(record)
         code = self._forbid(all_code(record))
         looker = Looker(self._process, self._stacks(), self._unwinder(record), code)
-        if not drained(looker, {self._helper.tid}, self._deadline, self._helper.keep_alive):
+        if not drained(looker, {self._helper.tid}, self._deadline, self._helper.tend):
             raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")
         reached(Step.HOLES_DRAINED)
         state = self._open_state
@@ -322,7 +322,7 @@ class Transition:
             old_below=old_below,
         )
         mover = Mover(self._process, stacks, self._unwinder(record), rule)
-        helper = (self._helper.tid, self._helper.keep_alive)
+        helper = (self._helper.tid, self._helper.tend)
         # Not before the migration follows the log.
         migration = Migration(self._process, stacks, mover, self._emit, helper=helper, points=wakeups)
         for name, point in zip(record.points, declared, strict=True):

@@ -23,6 +23,7 @@ from podgraft_engine.target.proc import Process, denied
 
 SIZE: Final = 4096
 CALL_TIMEOUT_S: Final = 5.0
+TEND_AFTER_S: Final = 0.5
 CLOSED_WORD: Final = 0xFFFFFFFF
 _GETPID: Final = 39
 _FUTEX: Final = 202
@@ -52,6 +53,7 @@ class Helper:
         self._fd = fd
         self._page = page
         self._box = Layout.from_buffer(page)
+        self._called_at = time.monotonic()
         self.tid = _tid_here(process, int(self._box.tid))
 
     def call(self, number: int, *args: int) -> int:
@@ -71,6 +73,7 @@ class Helper:
         self._wake()
         reached(Step.HELPER_WOKEN)
         self._wait_done(sequence)
+        self._called_at = time.monotonic()
         reached(Step.COMMAND_DONE)
         return int(self._box.result)
 
@@ -95,6 +98,11 @@ class Helper:
     def keep_alive(self) -> None:
         """Give the helper something to do, so that its idle time starts anew."""
         self.call(_GETPID)
+
+    def tend(self) -> None:
+        """Keep the helper alive if it is time; cheap enough to be called for each of thousands of threads."""
+        if time.monotonic() - self._called_at > TEND_AFTER_S:
+            self.keep_alive()
 
     def _settle(self) -> None:
         """Wait for a command that an engine before us had posted."""

@@ -22,10 +22,11 @@ LONGEST_PAUSE_S: Final = 0.1
 GRACE_S: Final = 0.2
 
 
-def drained(looker: "Looker", ours: set[int], deadline: float, keep_alive: Callable[[], None]) -> bool:
+def drained(looker: "Looker", ours: set[int], deadline: float, tend: Callable[[], None]) -> bool:
     """Wait until every thread was seen outside of the given code; False when time.monotonic() passes the deadline.
 
     Sleeping threads are read from outside; only those that go on running are held, each alone, less and less often.
+    `tend` is called for each thread, so that the helper does not leave for want of work.
     """
     began = time.monotonic()
     left = {tid for tid in looker.process.every_thread() if tid not in ours}
@@ -33,11 +34,13 @@ def drained(looker: "Looker", ours: set[int], deadline: float, keep_alive: Calla
     while left:
         looker.stacks.refresh()
         may_hold = time.monotonic() - began >= GRACE_S
-        left = {tid for tid in left if not looker.is_outside(tid, may_hold=may_hold)}
+        for tid in sorted(left):
+            if looker.is_outside(tid, may_hold=may_hold):
+                left.remove(tid)
+            tend()
         if left and time.monotonic() > deadline:
             return False
         if left:
-            keep_alive()
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
     return True

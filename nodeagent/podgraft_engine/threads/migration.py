@@ -23,7 +23,6 @@ FIRST_PAUSE_S: Final = 0.0005
 LONGEST_PAUSE_S: Final = 0.1
 REPORT_AFTER_S: Final = 0.25
 REPORT_EVERY_S: Final = 1.0
-KEEP_ALIVE_S: Final = 0.5
 # How long a thread may take to come by a wake-up point before it is looked at from outside.
 GRACE_S: Final = 0.3
 # A call with a time limit that an interruption would start anew is left alone until its time is over.
@@ -71,7 +70,7 @@ class Migration:
     """One pass over all threads at a time, each alone; new threads are found by listing again.
 
     Args:
-        helper: tid of our own thread, and what to call now and then so that it does not leave for want of work.
+        helper: tid of our own thread, and what to call for each thread, so that it does not leave for want of work.
         points: where threads migrate by themselves.
     """
 
@@ -90,9 +89,9 @@ class Migration:
         self._mover = mover
         self._emit = emit
         self._ours = {helper[0]}
-        self._helper_works = helper[1]
+        self._tend_helper = helper[1]
         self._points = points
-        self._alive_at = self._began = time.monotonic()
+        self._began = time.monotonic()
         self._late: dict[ThreadKey, _Straggler] = {}
         self._since: dict[ThreadKey, float] = {}
         self._nudged: Counter[ThreadKey] = Counter()
@@ -142,8 +141,7 @@ class Migration:
             late = self._late.get(key)
             if (late is None or late.next_try <= time.monotonic()) and not self._comes_by_itself(key, deadline):
                 self._try(key, len(keys))
-            if time.monotonic() - self._alive_at > KEEP_ALIVE_S:
-                self._keep_alive()
+            self._tend_helper()
         return False
 
     def _comes_by_itself(self, key: ThreadKey, deadline: float) -> bool:
@@ -179,13 +177,14 @@ class Migration:
         self._nudged[key] += 1
         return self._points.nudge(sleep)
 
-    def _keep_alive(self) -> None:
-        self._helper_works()
-        self._alive_at = time.monotonic()
-
     def _list(self) -> list[ThreadKey]:
-        found = [(tid, self._process.thread(tid)) for tid in self._process.every_thread() if tid not in self._ours]
-        return [(tid, thread.start_time) for tid, thread in found if thread is not None and thread.runs]
+        keys = []
+        for tid in self._process.every_thread():
+            self._tend_helper()
+            thread = self._process.thread(tid) if tid not in self._ours else None
+            if thread is not None and thread.runs:
+                keys.append((tid, thread.start_time))
+        return keys
 
     def _try(self, key: ThreadKey, total: int) -> None:
         outcome = self._mover.attempt(key[0])
@@ -197,6 +196,7 @@ class Migration:
             self._postpone(key, outcome)
 
     def _done(self, key: ThreadKey, outcome: Outcome, total: int) -> None:
+        self._tend_helper()
         self._late.pop(key, None)
         self.tally.done.add(key)
         self.tally.how[outcome.how] += 1

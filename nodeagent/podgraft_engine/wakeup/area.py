@@ -24,6 +24,7 @@ from podgraft_engine.wakeup.routine import (
     DESCRIPTORS_AT,
     LOG_AT,
     LOG_ENTRIES,
+    LOG_INDEX_AT,
     Window,
     routine,
 )
@@ -86,6 +87,8 @@ class Area:
         first = data + DESCRIPTORS_AT
         place = first + DESCRIPTOR_SIZE if in_force == first else first
         self._memory.write(place, content)
+        # Each transition writes the log from its beginning, so that no more of it becomes resident than is needed.
+        self._memory.write(data + LOG_INDEX_AT, bytes(8))
         reached(Step.DESCRIPTOR_WRITTEN)
         self._memory.write(data + DESCRIPTOR_AT, struct.pack("<Q", place))
         self._memory.write(data, struct.pack("<Q", -generation % 2**64))
@@ -93,7 +96,8 @@ class Area:
 
     def log(self, generation: int) -> Iterator[tuple[int, bool]]:
         """Yield who gave itself a generation, by the thread's number for itself, and whether at a declared point."""
-        raw = self._memory.read(self.record.data + LOG_AT, LOG_ENTRIES * _ENTRY.size)
+        (written,) = struct.unpack("<Q", self._memory.read(self.record.data + LOG_INDEX_AT, 8))
+        raw = self._memory.read(self.record.data + LOG_AT, min(written, LOG_ENTRIES) * _ENTRY.size)
         for tid, given in _ENTRY.iter_unpack(raw):
             if given == generation:
                 yield tid & ~AT_POINT, bool(tid & AT_POINT)

@@ -21,9 +21,11 @@ DATA: Final = 0x1E0
 CELL: Final = 512
 
 DESCRIPTOR_AT: Final = 0x08
+LOG_INDEX_AT: Final = 0x10
 LOG_AT: Final = 0x1000
-LOG_ENTRIES: Final = 1024
-DESCRIPTORS_AT: Final = 0x3000
+# What is written over before it is read is lost: its thread has then to be held to see that it has migrated.
+LOG_ENTRIES: Final = 16384
+DESCRIPTORS_AT: Final = LOG_AT + 8 * LOG_ENTRIES
 DESCRIPTOR_SIZE: Final = PAGE
 DATA_SIZE: Final = DESCRIPTORS_AT + 2 * DESCRIPTOR_SIZE
 AT_POINT: Final = 1 << 31

@@ -17,6 +17,7 @@ from podgraft_engine.patched.state import CodeRange, State
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.maps import Maps
 from podgraft_engine.target.proc import Process, SleepState
 from podgraft_engine.wakeup.area import Area, open_area
 from podgraft_engine.wakeup.routine import MAX_HANDLER_RETURNS, Window, descriptor
@@ -165,8 +166,12 @@ class Wakeups:
 
         The filters of one thread were checked before the helper was made; the others are known by their number alone.
         """
-        statuses = [self._process.status(tid) for tid in self._process.threads()]
-        filters = {status.get("Seccomp_filters", "0") for status in statuses if status}
+        filters = set()
+        for tid in self._process.threads():
+            self._helper.tend()
+            status = self._process.status(tid)
+            if status:
+                filters.add(status.get("Seccomp_filters", "0"))
         return len(self._returns) <= MAX_HANDLER_RETURNS and len(filters) <= 1
 
     def _may_be_armed(self, point: WakePoint) -> bool:
@@ -189,8 +194,8 @@ class Wakeups:
 
 def _main_stack(process: Process) -> Window:
     """Return where the stack of the main thread may lie; empty when that cannot be known."""
-    stack = next((m for m in process.maps() if m.path == "[stack]"), None)
-    if stack is None:
-        return Window(0, 0)
     top = process.start_stack()
-    return Window(stack.end - MAIN_STACK, top) if stack.start <= top <= stack.end else Window(0, 0)
+    stack = Maps(process).at(top)
+    if stack is None or stack.path != "[stack]":
+        return Window(0, 0)
+    return Window(stack.end - MAIN_STACK, top)

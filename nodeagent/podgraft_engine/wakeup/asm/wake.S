@@ -10,7 +10,7 @@
 #             40 number of ranges  48 50 return addresses of signal handlers  58 ranges {start, length}, in the first window
 
 	.set LOG, 0x1000
-	.set LOG_ENTRIES, 1024
+	.set LOG_ENTRIES, 16384
 	.set FRAME, 128+10*8
 
 	.text
