@@ -53,7 +53,6 @@ class Comparison:
         """Find the changed functions, then check that existing data is as it was. Raises Refusal."""
         if self.new.lto or self.old.lto:
             raise Refusal(Reason.LTO_OBJECT, f"{self.new.label} holds no machine code but GCC's own language")
-        self._compare_aliases()
         for name, new in self._parents(self.new).items():
             old = self._parents(self.old).get(name)
             if old is not None:
@@ -104,18 +103,6 @@ class Comparison:
 
     def _parents(self, which: ObjectFile) -> dict[str, Function]:
         return {f.name: f for f in which.functions.values() if ".cold" not in f.name}
-
-    def _compare_aliases(self) -> None:
-        """A name that comes to or goes from an existing function would lead to the old one in code that stays."""
-        for name, new in self.new.functions.items():
-            old = self.old.functions.get(name)
-            if old is not None and _given_names(old) != _given_names(new):
-                raise Refusal(
-                    Reason.UNSUPPORTED_CHANGE,
-                    f"{self.new.label}: one function is named {', '.join(old.aliases)} before the patch and"
-                    f" {', '.join(new.aliases)} after it",
-                    "keep aliases as they are; functions that the compiler folds need -fno-ipa-icf",
-                )
 
     def _compare_unit(self, name: str, old: Function, new: Function) -> None:
         old_parts, new_parts = self.parts(self.old, name), self.parts(self.new, name)
@@ -339,11 +326,6 @@ class Comparison:
                         " a renamed variable would lose its value",
                         "keep the name of existing variables",
                     )
-
-
-def _given_names(function: Function) -> set[str]:
-    """Return the names that the source gives a function; GCC adds some of its own (`f.localalias`), for one file."""
-    return {name for name in function.aliases if "." not in name}
 
 
 def _place(symbol: Symbol) -> tuple[int, int]:

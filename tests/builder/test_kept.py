@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 KEPT = "old build: the one that is kept from an earlier patch"
-RULES = "prog: main.o work.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
+RULES = "prog: main.o work.o more.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
 OLD = {
     "Makefile": RULES,
-    "main.c": '#include "one.h"\nint f(int);\nint main(int c, char **v) { (void)v; return f(c) + ONE; }\n',
+    "main.c": "int f(int);\nint g(int);\nint main(int c, char **v) { (void)v; return f(c) + g(c); }\n",
+    "more.c": '#include "one.h"\nint g(int a) { return a + ONE; }\n',
     "work.c": "int f(int a) { return a * 3; }\n",
     "one.h": "#define ONE 1\n",
 }
@@ -35,7 +36,7 @@ def test_second_patch_uses_the_old_build(again: Any) -> None:
     assert again(OLD, {"one.h": "#define ONE 7\n"})[1] is False
     second, kept = again(OLD, FIX)
     assert kept is True
-    assert [row["function"] for row in second.functions] == ["f"]
+    assert [one.new_symbol for one in second.bundle.manifest.functions] == ["f"]
     for note in (again.folder / "cache").glob("build-*/kept.json"):
         note.unlink()
     scratch, kept = again(OLD, FIX)
