@@ -150,7 +150,7 @@ class Mover:
 
     def may_be_nudged(self, tid: int, sleep: SleepState) -> bool:
         """Tell whether a sleeping thread could migrate if it woke, and would not mind that, as seen from outside."""
-        return self._look(tid, sleep, self._rule.credulous).quiescent and self._look(tid, sleep).quiescent
+        return self._look(tid, sleep, self._rule.credulous).quiescent
 
     def _reason_to_wait(self, tid: int, sleep: SleepState, number: int) -> str | None:
         state = self._process.state(tid)
@@ -164,8 +164,8 @@ class Mover:
             return "it is not known how its call goes on after an interruption"
         return None
 
-    def _look(self, tid: int, sleep: SleepState, forbidden: Forbidden | None = None) -> Verdict:
-        """Read a sleeping thread's stack without stopping it.
+    def _look(self, tid: int, sleep: SleepState, *more: Forbidden) -> Verdict:
+        """Read a sleeping thread's stack without stopping it; `more` is code that must not be on it either.
 
         The picture is whole when the thread still sleeps at the same place and has not run in between.
         """
@@ -179,7 +179,9 @@ class Mover:
         if again != sleep or before != after:
             return Verdict(quiescent=False, why="it was about to run")
         # The other registers are not known from outside: an unwind that needs them is doubtful, a held look decides.
-        return judge(forbidden or self._forbidden, Frame(sleep.pc, {7: sleep.sp}), *read, self._unwinder.row)
+        frame = Frame(sleep.pc, {7: sleep.sp})
+        verdicts = (judge(code, frame, *read, self._unwinder.row) for code in (self._forbidden, *more))
+        return next((verdict for verdict in verdicts if not verdict.quiescent), QUIESCENT)
 
     def _held(self, tid: int, how: How, call: str | None) -> Outcome:
         """Hold the thread, check, set its generation or let it go."""
