@@ -1,6 +1,7 @@
 /* Eight threads that talk to each other and check every answer: two over pipes, two over a socket pair with poll, two with
  * epoll, and two that keep registers, flags, vector registers and the red zone full of values while they count. Each calls
- * left and right of pairs.c in turn and counts the changes of version, as there. Commands on standard input. */
+ * left and right of pairs.c in turn and counts the changes of version, as there. A ninth waits in epoll_wait for what never
+ * comes: it can only be moved by somebody who interrupts its call and rewinds it. Commands on standard input. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/futex.h>
@@ -28,6 +29,7 @@ struct thread {
 	atomic_ulong rounds, old, new, wrong, eintr, epoll_eintr, changes;
 };
 static struct thread threads[THREADS];
+static atomic_ulong idle_eintr;
 static atomic_int stop;
 static atomic_int turn; /* futex word of the pipe pair: the client waits for the server's count, too */
 int calls_of_left;
@@ -222,9 +224,18 @@ static void *count(void *arg)
 	return NULL;
 }
 
+static void *idle(void *arg)
+{
+	struct epoll_event event;
+	int nothing = epoll_create1(0);
+	while (epoll_wait(nothing, &event, 1, -1) < 0 && errno == EINTR)
+		idle_eintr++;
+	return arg;
+}
+
 static void report(void)
 {
-	unsigned long old = 0, new = 0, wrong = 0, eintr = 0, epoll_eintr = 0, changes = 0, slowest = -1ul;
+	unsigned long old = 0, new = 0, wrong = 0, eintr = 0, epoll_eintr = idle_eintr, changes = 0, slowest = -1ul;
 	for (int i = 0; i < THREADS; i++) {
 		struct thread *t = &threads[i];
 		unsigned long rounds = atomic_exchange(&t->old, 0), after = atomic_exchange(&t->new, 0);
@@ -261,12 +272,13 @@ static void make_pair(int at, enum kind kind)
 
 int main(void)
 {
-	pthread_t ids[THREADS];
+	pthread_t ids[THREADS], idler;
 	make_pair(0, PIPE);
 	make_pair(2, POLL);
 	make_pair(4, EPOLL);
 	for (int i = 0; i < THREADS; i++)
 		pthread_create(&ids[i], NULL, i >= 6 ? count : i % 2 ? serve : ask, &threads[i]);
+	pthread_create(&idler, NULL, idle, NULL);
 	printf("ready\n");
 	fflush(stdout);
 	char line[64];
