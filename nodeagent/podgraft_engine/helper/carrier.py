@@ -20,7 +20,7 @@ from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
-from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, handler_pending, hold
+from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, Signals, hold, signals_of
 
 # On a node with many more runnable threads than processors an engine may not get one for some seconds.
 IDLE_S: Final = 5
@@ -68,10 +68,13 @@ def _create(process: Process, memory: Memory, blk: block.Block, generation: int)
             mailbox = gap_near(process.maps(), blk.address - AWAY, SIZE, 2**46)
             try:
                 check_filters(process, tid)
+                # Also because the first look costs ten times the next, and in that nobody should be held.
+                _look(process, memory, blk, tid)
+                root = blk.slots()
                 with hold(tid) as held:
                     if held.regs.gs_base > generation:
                         raise Refusal(Reason.GS_BASE_IN_USE, f"thread {tid} has GS base {held.regs.gs_base:#x}")
-                    _redirect(process, memory, blk, held, mailbox)
+                    _redirect(held, _look(process, memory, blk, tid), memory, blk, {**root, "mailbox": mailbox})
             except NotHeld as reason:
                 reasons.append(f"thread {tid}: {reason.why}")
                 continue
@@ -141,13 +144,22 @@ def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:
     return 0 if number in syscalls.RESTARTS_AS_IS else None
 
 
-def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, mailbox: int) -> None:
-    """Point a held thread at the carrier routine; from SETREGS on it needs nobody."""
-    regs = held.regs
-    if not process.has(held.tid) or not memory.same_program(blk.address):
+def _look(process: Process, memory: Memory, blk: block.Block, tid: int) -> Signals:
+    """Say what can be seen from outside against borrowing a thread now; return its signals where nothing can."""
+    if not process.has(tid) or not memory.same_program(blk.address):
         raise NotHeld("it is no longer a thread of this program")
-    if handler_pending(held.tid):
+    signals = signals_of(tid)
+    if signals.handler_due:
         raise NotHeld("a signal is pending")
+    return signals
+
+
+def _redirect(held: Held, signals: Signals, memory: Memory, blk: block.Block, slots: dict[str, int]) -> None:
+    """Point a held thread at the carrier routine; from SETREGS on it needs nobody.
+
+    slots: mailbox, and the root of the state.
+    """
+    regs = held.regs
     if regs.cs != USER_64BIT_CS:
         raise Refusal(Reason.UNSUPPORTED_TARGET, "the thread runs 32-bit code")
     if blk.contains(regs.rip):
@@ -157,7 +169,6 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
     if held.in_call and memory.read(regs.rip - 2, 2) != b"\x0f\x05":
         raise NotHeld("it is not behind a syscall instruction")
     mask = held.signal_mask()
-    root = blk.slots()
     rax, rip = _resume(held)
     may_be_interrupted = held.in_call and held.rax in (
         syscalls.ERESTARTNOHAND,
@@ -174,11 +185,10 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
             "mask": mask,
             "ones": block.MASK64,
             "fsbase": regs.fs_base,
-            "mode": int(may_be_interrupted and bool(_caught(process, held.tid) & ~mask)),
-            "mailbox": mailbox,
+            "mode": int(may_be_interrupted and bool(signals.caught & ~mask)),
             "idle_s": IDLE_S,
             "tid": held.tid,
-            **{name: root[name] for name in ("state", "size", "check")},
+            **{name: slots[name] for name in ("mailbox", "state", "size", "check")},
         }
     )
     reached(Step.SLOTS_WRITTEN)
@@ -189,10 +199,6 @@ def _redirect(process: Process, memory: Memory, blk: block.Block, held: Held, ma
     # After SETREGS: a kill before it must not leave the thread deaf.
     held.block_signals()
     reached(Step.SIGNALS_BLOCKED)
-
-
-def _caught(process: Process, tid: int) -> int:
-    return int(process.status(tid).get("SigCgt", "0"), 16)
 
 
 def _resume(held: Held) -> tuple[int, int]:
@@ -213,7 +219,7 @@ def _returns_to(memory: Memory, blk: block.Block, sp: int) -> bool:
     """Tell whether a word on the stack points into the block: a signal handler may return there."""
     page = ctypes.create_string_buffer(block.PAGE)
     for start in range(sp & -8, (sp & -8) + STACK_LOOK, block.PAGE):
-        if memory.peek(start, page, block.PAGE) != block.PAGE:
+        if memory.peek(start, ctypes.addressof(page), block.PAGE) != block.PAGE:
             return False  # the end of the stack
         if any(blk.contains(word) for (word,) in struct.iter_unpack("<Q", page.raw)):
             return True

@@ -9,9 +9,12 @@ class Maps:
 
     def __init__(self, process: Process) -> None:
         self._text = process.map_text()
+        self._last: Mapping | None = None
 
     def at(self, address: int) -> Mapping | None:
-        """Return the mapping that an address lies in."""
+        """Return the mapping that an address lies in; at once where it is that of the last question."""
+        if self._last is not None and self._last.start <= address < self._last.end:
+            return self._last
         text, low, high = self._text, 0, len(self._text)
         while low < high:
             first = text.rfind("\n", low, (low + high) // 2) + 1 or low
@@ -22,5 +25,6 @@ class Maps:
             elif address >= found.end:
                 low = end + 1
             else:
+                self._last = found
                 return found
         return None

@@ -63,9 +63,9 @@ class Memory:
         except OSError:
             return False
 
-    def peek(self, address: int, buffer: "ctypes.Array[ctypes.c_char]", size: int) -> int:
-        """Copy up to size bytes into buffer with one system call; return how many, or -1."""
-        local = _Iovec(ctypes.addressof(buffer), size)
+    def peek(self, address: int, to: int, size: int) -> int:
+        """Copy up to size bytes to an address of ours with one system call; return how many, or -1."""
+        local = _Iovec(to, size)
         remote = _Iovec(address, size)
         return int(_libc.process_vm_readv(self._tid, ctypes.byref(local), 1, ctypes.byref(remote), 1, 0))
 

@@ -136,7 +136,8 @@ class Process:
 
     def has(self, tid: int) -> bool:
         """Tell whether a thread belongs to this process now."""
-        return (self.root / "task" / str(tid)).exists()
+        # Not pathlib, which takes three times as long: the thread is held meanwhile.
+        return os.access(f"/proc/{self.pid}/task/{tid}", os.F_OK)
 
     def thread(self, tid: int) -> "Thread | None":
         """Return what stat tells of a thread, None when it has ended."""

@@ -34,6 +34,7 @@ PTRACE_EVENT_STOP: Final = 128
 WALL: Final = 0x40000000
 USER_64BIT_CS: Final = 0x33
 
+_RseqConfiguration: Final = ctypes.c_uint64 * 3
 STOP_TIMEOUT_S: Final = 1.0
 SPIN_S: Final = 0.0003
 
@@ -93,7 +94,7 @@ class Held:
 
     def in_rseq_section(self, read_u64: Callable[[int], int]) -> bool:
         """Tell whether rip lies in a restartable sequence, which a redirection would skip (kernel/rseq.c)."""
-        config = (ctypes.c_uint64 * 3)()
+        config = _RseqConfiguration()
         try:
             ptrace(PTRACE_GET_RSEQ_CONFIGURATION, self.tid, ctypes.sizeof(config), ctypes.addressof(config))
         except PtraceError:
@@ -110,7 +111,7 @@ class Held:
         """Let an EINTR-class call be repeated, as if nobody had looked (invariant 10)."""
         number = syscalls.rewind(self.rax, self.orig_rax) if self.in_call else None
         # With a handler about to run the call ends with EINTR for the program's own reasons.
-        if number is not None and not handler_pending(self.tid):
+        if number is not None and not signals_of(self.tid).handler_due:
             self.regs.rax = number
             self.regs.rip -= 2
             self.set_regs()
@@ -127,15 +128,31 @@ class Holds:
 holds = Holds()
 
 
-def handler_pending(tid: int) -> bool:
-    """Tell whether a signal is pending that the thread does not block and has a handler for (proc(5), status)."""
-    masks = {"SigPnd": 0, "ShdPnd": 0, "SigBlk": 0, "SigCgt": 0}
+@dataclass(frozen=True)
+class Signals:
+    """Masks of a thread. pending: for it or its process, and not blocked; caught: those with a handler."""
+
+    pending: int
+    caught: int
+
+    @property
+    def handler_due(self) -> bool:
+        """Tell whether a handler is about to run."""
+        return bool(self.pending & self.caught)
+
+
+def signals_of(tid: int) -> Signals:
+    """Read the masks (proc(5), status); nothing is pending for a thread that has ended."""
+    text = b""
     with suppress(FileNotFoundError, ProcessLookupError):
-        for line in Path(f"/proc/{tid}/status").read_text(errors="replace").split("\n"):
-            key, _, value = line.partition(":")
-            if key in masks:
-                masks[key] = int(value, 16)
-    return bool((masks["SigPnd"] | masks["ShdPnd"]) & ~masks["SigBlk"] & masks["SigCgt"])
+        text = Path(f"/proc/{tid}/status").read_bytes()
+    own, shared, blocked, caught = (_mask(text, key) for key in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigCgt"))
+    return Signals((own | shared) & ~blocked, caught)
+
+
+def _mask(status: bytes, key: bytes) -> int:
+    start = status.find(b"\n" + key + b":\t") + len(key) + 3
+    return int(status[start : start + 16], 16) if status else 0
 
 
 @contextmanager

@@ -72,6 +72,7 @@ class Stacks:
         self._memory = memory
         self._block = block
         self._buffer = bytearray(MAX_STACK)
+        self._buffer_at = ctypes.addressof((ctypes.c_char * MAX_STACK).from_buffer(self._buffer))
         self.refresh()
 
     def same_program(self) -> bool:
@@ -100,8 +101,7 @@ class Stacks:
         size = top - sp
         if not 0 < size <= MAX_STACK or sp % 8:
             return None
-        view = (ctypes.c_char * size).from_buffer(self._buffer)
-        return (self._buffer, size) if self._memory.peek(sp, view, size) == size else None
+        return (self._buffer, size) if self._memory.peek(sp, self._buffer_at, size) == size else None
 
 
 @dataclass(frozen=True)
