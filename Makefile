@@ -100,7 +100,9 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Measure, compare with the goals, write docs/bench (about 45 min; BENCH="--quick" or "threads size" for less)
 	@$(BIN)/python -m bench $(BENCH)
 
-.PHONY: killtest torture fuzz
+.PHONY: killtest torture fuzz consistency
+consistency: install ## Replace two functions that belong together 1,000 times: is ever a pair mixed? (PATCHES=n)
+	@$(BIN)/python -m tests.torture.consistency $(if $(PATCHES),--patches=$(PATCHES))
 fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)
 	@$(BIN)/python -m tests.torture.fuzz $(if $(CASES),--cases=$(CASES))
 torture: install ## Patch and revert 24 kinds of programs under load, 200 times each (CYCLES=n)

@@ -44,6 +44,8 @@ class Options:
     version: str = "1"
     cves: tuple[str, ...] = ()
     allow: frozenset[Reason] = frozenset()
+    replaces: tuple[str, ...] = ()
+    over: tuple[str, ...] = ()
 
 
 @dataclass
@@ -107,6 +109,8 @@ def _bundle(
         cves=sorted(set(options.cves)),
         module=Module(name=options.binary.name, build_id=running.build_id),
         functions=_functions(assembly, proofs, running),
+        replaces=list(options.replaces),
+        over=list(options.over),
         overruled=verdict.overruled,
         references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),

@@ -168,7 +168,7 @@ HINTS: dict[Reason, str] = {
     Reason.FOREIGN_STATE: "the target holds state of another podgraft version; use that version",
     Reason.BUSY: "another engine works on this process, or another transition is under way; wait for it",
     Reason.NOT_APPLIED: "no patch of that name is in this process (podgraft status shows what is)",
-    Reason.CONFLICTING_PATCH: "another patch in this process replaces the same function; revert it first",
+    Reason.CONFLICTING_PATCH: "revert the patch named above first, or have the bundle name it as replaced",
     Reason.DEADLINE_PASSED: "threads named above are still in old code; apply again to go on, or revert",
     Reason.CONTAINER_NOT_VISIBLE: "the agent must see the host's processes; a runtime with its own kernel hides them",
     Reason.INTERNAL: "this is a bug in podgraft; please report it with the detail above",

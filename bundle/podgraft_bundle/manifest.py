@@ -92,7 +92,14 @@ class Manifest(Strict):
     functions: Annotated[list[ReplacedFunction], Field(min_length=1)]
     references: list[Reference] = Field(default_factory=list)
     points: list[Symbol] = Field(default_factory=list, description="declared points of quiescence")
-    replaces: list[Name] = Field(default_factory=list, description="bundles that this one supersedes")
+    replaces: list[Name] = Field(
+        default_factory=list,
+        description="bundles that this one supersedes: they go when it is in, and a revert leads past them",
+    )
+    over: list[Name] = Field(
+        default_factory=list,
+        description="bundles whose functions this one may replace again: a revert leads back to them",
+    )
     overruled: list[str] = Field(default_factory=list, description="hazards a human has overruled")
     requires: Requires = Field(default_factory=Requires)
     object: ObjectFile

@@ -73,6 +73,22 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     cve: Annotated[
         list[str] | None, typer.Option("--cve", callback=_checked(list[CveId]), help="A CVE id; may be repeated.")
     ] = None,
+    replaces: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--replaces",
+            callback=_checked(list[Name]),
+            help="A patch that this one contains and makes go; may be repeated.",
+        ),
+    ] = None,
+    over: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--over",
+            callback=_checked(list[Name]),
+            help="A patch that this one contains and comes back to; may be repeated.",
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", callback=_reasons, help=f"Overrule a hazard; may be repeated. One of {_ALLOWED}."),
@@ -96,8 +112,9 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     The last line is `bundle FILE: N functions, M hazards overruled` or `refused: REASON`.
     """
     overruled = frozenset(map(Reason, allow or ()))
+    below = {"replaces": tuple(replaces or ()), "over": tuple(over or ())}
     cves = tuple(cve or ())
-    options = Options(source, patch, command, binary, output, running, name, version, cves, overruled)
+    options = Options(source, patch, command, binary, output, running, name, version, cves, overruled, **below)
 
     def show(explanation: Explanation) -> None:
         if html is not None:
@@ -173,6 +190,8 @@ def _show_bundle(content: Bundle) -> None:
         ("module", f"{manifest.module.name}, build id {manifest.module.build_id}"),
         ("object", f"{manifest.object.size} bytes, sha256 {manifest.object.sha256}"),
         ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
+        ("replaces", ", ".join(manifest.replaces) or "no other bundle"),
+        ("over", ", ".join(manifest.over) or "no other bundle"),
         *(("overruled", text) for text in manifest.overruled or ["no hazard"]),
         ("signature", _signatures(content)),
     ):

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final
 
@@ -18,8 +18,9 @@ from podgraft_engine.code.linker import check_object
 from podgraft_engine.code.sites import Site
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
-from podgraft_engine.patched.state import PatchRecord, State, read_state
-from podgraft_engine.sitefinder import SiteFinder
+from podgraft_engine.patched.layers import Layers
+from podgraft_engine.patched.state import State, read_state
+from podgraft_engine.sitefinder import SiteFinder, functions_of
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
 from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
@@ -40,12 +41,17 @@ class Target:
 
 @dataclass
 class Findings:
-    """The outcome of an inspection: module, a site per function, a value per reference, and what speaks against it."""
+    """The outcome of an inspection: module, a site per function, a value per reference, and what speaks against it.
+
+    replaced: areas of the patches that this one replaces. dropped: sites of their further functions.
+    """
 
     module: Module | None
     sites: list[Site]
     values: dict[str, int]
     problems: list[PodgraftError]
+    replaced: list[int] = field(default_factory=list)
+    dropped: list[Site] = field(default_factory=list)
 
 
 def open_target(process: Process) -> Target:
@@ -67,7 +73,6 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         lambda: _check_manifest(bundle),
         lambda: _check_kernel(target.process),
         lambda: _check_threads(target.process),
-        lambda: _check_conflicts(target, bundle),
         lambda: _check_home(target),
         lambda: _check_points(target, bundle, points),
     ]
@@ -81,16 +86,13 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     except Refusal as refusal:
         findings.problems.append(refusal)
         return findings
-    declared = _of_points(target, [*bundle.manifest.points, *points])
-    finder = SiteFinder(
-        target.process, target.memory, findings.module, target.state, digest=bundle.digest, declared=declared
-    )
-    for function in bundle.manifest.functions:
-        try:
-            findings.sites.append(finder.find(function))
-        except Refusal as refusal:
-            findings.problems.append(refusal)
-    findings.problems += _beside_points([*points, *bundle.manifest.points], findings.sites)
+    layers = Layers(target.state.document if target.state else None, bundle)
+    try:
+        layers.check(functions_of(bundle, findings.module))
+        findings.replaced = [p.area for p in layers.replaced]
+        _find_sites(findings, target, bundle, [*bundle.manifest.points, *points])
+    except Refusal as refusal:
+        findings.problems.append(refusal)
     for reference in bundle.manifest.references:
         try:
             findings.values[reference.symbol] = resolve(reference, target, findings.module)
@@ -104,6 +106,26 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         except Refusal as refusal:
             findings.problems.append(refusal)
     return findings
+
+
+def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list[str]) -> None:
+    """Find a site for each function, and for those of replaced patches.
+
+    Raises:
+        Refusal: NO_PATCH_SITE for the latter.
+    """
+    module = findings.module
+    if module is None:
+        return
+    declared = _of_points(target, points)
+    finder = SiteFinder(target.process, target.memory, module, target.state, bundle=bundle, declared=declared)
+    for function in bundle.manifest.functions:
+        try:
+            findings.sites.append(finder.find(function))
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    findings.problems += _beside_points(points, findings.sites)
+    findings.dropped = finder.dropped()
 
 
 def resolve(reference: Reference, target: Target, module: Module) -> int:
@@ -164,10 +186,6 @@ def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
     ]
 
 
-def _patches(target: Target) -> list[PatchRecord]:
-    return target.state.document.patches if target.state else []
-
-
 def _check_manifest(bundle: Bundle) -> None:
     """Refuse what a bundle asks for and this engine does not do."""
     manifest = bundle.manifest
@@ -201,16 +219,6 @@ def _check_threads(process: Process) -> None:
             raise Refusal(Reason.ALREADY_TRACED, f"thread {tid} is traced by process {tracer}")
         if status.get("Seccomp") == "1":
             raise Refusal(Reason.SECCOMP_FORBIDS, f"thread {tid} is in strict seccomp mode")
-
-
-def _check_conflicts(target: Target, bundle: Bundle) -> None:
-    mine = {f.entry.symbol for f in bundle.manifest.functions}
-    for patch in _patches(target):
-        if patch.phase == "retired" or patch.name == bundle.manifest.name:
-            continue
-        both = mine & {r.function for r in patch.old}
-        if both:
-            raise Refusal(Reason.CONFLICTING_PATCH, f"{patch.name} replaces {', '.join(sorted(both))} as well")
 
 
 def _check_home(target: Target) -> None:

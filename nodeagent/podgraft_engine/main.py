@@ -14,7 +14,7 @@ from podgraft_bundle.protocol import Failed, PatchStatus, Refused, Request, Stat
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
 from podgraft_engine.patched.pages import is_intact
-from podgraft_engine.patched.state import BEFORE_SWITCH, PatchRecord
+from podgraft_engine.patched.state import Document, PatchRecord
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 from podgraft_engine.transition import Transition
@@ -85,12 +85,12 @@ def check(process: Process, bundle: Bundle, points: list[str]) -> ExitCode:
 def status(process: Process) -> Status:
     """Read what is in the process, from the process."""
     target = open_target(process)
-    document = target.state.document if target.state else None
+    document = target.state.document if target.state else Document()
     slots = target.block.slots() if target.block else {}
     mailbox = slots.get("mailbox", 0)
     return Status(
         pid=process.pid,
-        generation=document.generation if document else 0,
+        generation=document.generation,
         helper=any(m.start == mailbox for m in process.maps()) if mailbox else False,
         patches=[
             PatchStatus.model_validate(
@@ -98,14 +98,13 @@ def status(process: Process) -> Status:
                     "name": p.name,
                     "version": p.version,
                     "digest": p.digest,
-                    "phase": _shown(p, target.memory),
+                    "phase": _shown(p, document, target.memory),
                     "generation": p.generation,
-                    "functions": [s.function for s in p.sites],
+                    "functions": [s.function for s in p.sites if not s.dropped],
                     "cves": p.cves,
                 }
             )
-            for p in (document.patches if document else [])
-            if p.phase not in ("retired", *BEFORE_SWITCH)
+            for p in document.visible()
         ],
     )
 
@@ -122,8 +121,8 @@ def _bundle(request: Request) -> Bundle:
     return read_bundle(Path(request.bundle))
 
 
-def _shown(patch: PatchRecord, memory: Memory) -> str:
+def _shown(patch: PatchRecord, document: Document, memory: Memory) -> str:
     """Say what a record means to users; a patch whose jumps have gone is `lost`."""
-    if patch.phase == "finalized" and not is_intact(patch, memory):
+    if patch.phase == "finalized" and not is_intact(patch, document, memory):
         return "lost"
     return _SHOWN[patch.phase]

@@ -3,7 +3,9 @@
 
 import hashlib
 import struct
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from podgraft_bundle.bundle import Bundle
@@ -12,8 +14,10 @@ from podgraft_engine.code.linker import Image, Linked
 from podgraft_engine.code.puns import punned_jump
 from podgraft_engine.code.sites import Site
 from podgraft_engine.code.stubs import (
+    SITE_ROOM,
     STUB_SIZE,
     TRAMPOLINE_SIZE,
+    TRAMPOLINES,
     near_jump,
     short_jump,
     stub,
@@ -60,11 +64,10 @@ def prepare(target: Target, state: State, helper: Helper, findings: Findings, bu
 
 def _prepare_somewhere(target: Target, state: State, helper: Helper, findings: Findings, bundle: Bundle) -> PatchRecord:
     """Choose places, link for them and fill them; what was done is undone when one of them is taken meanwhile."""
-    module, sites = findings.module, findings.sites
+    module, sites = findings.module, [*findings.sites, *findings.dropped]
     if module is None:
         raise PodgraftError(Reason.INTERNAL, "a process with problems must not be prepared")
-    # Per site a stub, and room for a way back to the function's entry when threads no longer need the stub.
-    image = Image(bundle.object, bundle.manifest.references, STUB_SIZE * 2 * len(sites))
+    image = Image(bundle.object, bundle.manifest.references, SITE_ROOM * len(sites))
     maps = target.process.maps()
     middle = (module.mappings[0].start + module.mappings[-1].end) // 2
     area = gap_near(maps, middle, image.size)
@@ -150,54 +153,82 @@ def _map(helper: Helper, state: State, record: PatchRecord, where: tuple[int, in
 def links_of(findings: Findings) -> str:
     """Return a digest of module base and references: where it is the same, a linked area can serve again."""
     bias = findings.module.bias if findings.module else 0
-    return hashlib.sha256(repr((bias, sorted(findings.values.items()))).encode()).hexdigest()
+    below = [(s.address, s.doors, s.dropped) for s in (*findings.sites, *findings.dropped)]
+    return hashlib.sha256(repr((bias, sorted(findings.values.items()), below)).encode()).hexdigest()
 
 
-def _site_record(site: Site, doors: tuple[int, int]) -> SiteRecord:
-    """Compute the bytes of a site and its hole: to the stub while threads migrate, past it when all have."""
+@dataclass(frozen=True)
+class _Doors:
+    """Where a site leads: to its stub, past it when all threads have migrated, to the stub for leaving."""
+
+    stub: int
+    past: int
+    back: int
+
+    def reached_from(self, site: Site, far: "_Trampolines") -> "_Doors":
+        """Return the doors that the site itself can reach."""
+        return self if site.pun is None else _Doors(*far.lead(site, (self.stub, self.past, self.back)))
+
+    def pieces(self, at: int, encode: Callable[[int], bytes]) -> Patchlet:
+        """Return the jumps that are put at one address."""
+        transition, final, back = (encode(door).hex() for door in (self.stub, self.past, self.back))
+        return Patchlet(address=at, transition=transition, final=final, back=back if back != transition else None)
+
+
+def _site_record(site: Site, doors: _Doors, far: "_Trampolines") -> SiteRecord:
+    """Compute the bytes of a site and its holes: to the stub while threads migrate, past it when all have."""
+    near = doors.reached_from(site, far)
     if site.pun is not None:
-        pieces = [punned_jump(site.address, site.length, site.pun, door).hex() for door in doors]
-        jump = Patchlet(address=site.address, transition=pieces[0], final=pieces[1])
-        return SiteRecord(function=site.function, rung=site.rung, site=jump, reentrant=site.reentrant)
-    *hops, last = site.address, *site.holes
-    pieces = [near_jump(last, door).hex() for door in doors]
-    jumps = [Patchlet(address=last, transition=pieces[0], final=pieces[1])]
-    for at, onward in zip(reversed(hops), reversed(site.holes), strict=True):
-        short = short_jump(at, onward).hex()
-        jumps.insert(0, Patchlet(address=at, transition=short, final=short))
-    return SiteRecord(function=site.function, rung=site.rung, site=jumps[0], holes=jumps[1:], reentrant=site.reentrant)
+        pun = site.pun
+        jumps = [near.pieces(site.address, lambda door: punned_jump(site.address, site.length, pun, door))]
+    else:
+        *hops, last = site.address, *site.holes
+        jumps = [near.pieces(last, lambda door: near_jump(last, door))]
+        for at, onward in zip(reversed(hops), reversed(site.holes), strict=True):
+            short = short_jump(at, onward).hex()
+            jumps.insert(0, Patchlet(address=at, transition=short, final=short))
+    return SiteRecord(
+        function=site.function,
+        rung=site.rung,
+        site=jumps[0],
+        holes=jumps[1:],
+        reentrant=site.reentrant,
+        door=doors.past,
+        dropped=site.dropped,
+    )
 
 
-def _doors(site: Site, linked: Linked, new_symbol: str, index: int) -> tuple[int, int]:
-    """Return where a site leads: to its stub, and when all threads have migrated past it to the new function."""
-    stub_at = linked.stubs + 2 * STUB_SIZE * index
-    return stub_at, stub_at + STUB_SIZE if site.undo.needed else _new_address(linked, new_symbol)
+def _doors(site: Site, linked: Linked, new_symbol: str | None, index: int) -> _Doors:
+    """Choose the doors of a site. A dropped one has the stub alone."""
+    cell = linked.stubs + SITE_ROOM * index
+    if new_symbol is None:
+        return _Doors(cell, cell, cell)
+    past = cell + STUB_SIZE if site.undo.needed else _new_address(linked, new_symbol)
+    return _Doors(cell, past, cell if site.doors[0] == site.doors[1] else cell + 2 * STUB_SIZE)
 
 
 class _Trampolines:
-    """Pages far away, each with two trampolines of one punned site."""
+    """Pages far away, each with the trampolines of one punned site."""
 
     def __init__(self, maps: list[Mapping]) -> None:
         self._maps = maps
         self.contents: dict[int, bytes] = {}
 
-    def lead(self, site: Site, doors: tuple[int, int]) -> tuple[int, int]:
-        """Return the doors that the site itself can reach."""
-        if site.pun is None:
-            return doors
-        at = trampoline_room(self._maps, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
+    def lead(self, site: Site, doors: tuple[int, int, int]) -> list[int]:
+        """Return the addresses of trampolines to these doors that a punned site can reach."""
+        at = trampoline_room(self._maps, site.pun.low, site.pun.high, TRAMPOLINES) if site.pun else None
         if at is None:
             raise Refusal(Reason.NO_ROOM_NEARBY, f"no free page where the punned jump of {site.function} leads")
         page = at // PAGE * PAGE
         self._maps = [*self._maps, Mapping(page, page + PAGE, "r-xp", 0, "", 0, "")]
-        self.contents[at] = trampoline(doors[0]).ljust(TRAMPOLINE_SIZE, b"\xcc") + trampoline(doors[1])
-        return at, at + TRAMPOLINE_SIZE
+        self.contents[at] = b"".join(trampoline(door).ljust(TRAMPOLINE_SIZE, b"\xcc") for door in doors)
+        return [at + index * TRAMPOLINE_SIZE for index in range(len(doors))]
 
 
 def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, far: _Trampolines) -> PatchRecord:
     manifest, sites, links = bundle.manifest, findings.sites, links_of(findings)
-    symbols = [f.new_symbol for f in manifest.functions]
-    doors = [far.lead(s, _doors(s, linked, symbols[i], i)) for i, s in enumerate(sites)]
+    symbols = [*(f.new_symbol for f in manifest.functions), *(None for _ in findings.dropped)]
+    every = [_site_record(s, _doors(s, linked, symbols[i], i), far) for i, s in enumerate([*sites, *findings.dropped])]
     # A signal frame with the very start of a function means a new call, but where branches lead back to the start.
     early = {f.entry.offset: s.reentrant for f, s in zip(manifest.functions, sites, strict=True)}
     old = [
@@ -225,7 +256,8 @@ def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, 
         old=old,
         new=new,
         trampolines=[at // PAGE * PAGE for at in far.contents],
-        sites=[_site_record(site, pair) for site, pair in zip(sites, doors, strict=True)],
+        replaced=findings.replaced,
+        sites=every,
     )
 
 
@@ -235,18 +267,29 @@ def _new_address(linked: Linked, symbol: str) -> int:
     return linked.functions[symbol][0]
 
 
+def _cells(site: Site, linked: Linked, new_symbol: str | None, index: int) -> Iterator[tuple[int, bytes]]:
+    """Yield what is written for one site, and where: bytes from the beginning of its cells."""
+    doors = _doors(site, linked, new_symbol, index)
+    now, later = site.doors
+    if new_symbol is None:
+        yield 0, stub(doors.stub, site, (later, now), linked.gate)
+        return
+    yield 0, stub(doors.stub, site, (doors.past, now), linked.gate)
+    if doors.back != doors.stub:
+        yield doors.back - doors.stub, stub(doors.back, site, (doors.past, later), linked.gate)
+    if site.undo.needed:
+        back = undo(site.undo)
+        yield STUB_SIZE, back + near_jump(doors.past + len(back), _new_address(linked, new_symbol))
+
+
 def _write(target: Target, linked: Linked, sites: list[Site], new_symbols: list[str]) -> None:
     """Write code, constants, data and stubs; the gate is closed: every stub leads to old code."""
     code = linked.contents[0]
-    for index, (site, symbol) in enumerate(zip(sites, new_symbols, strict=True)):
-        at = linked.image.stubs_at + 2 * STUB_SIZE * index
-        new = _new_address(linked, symbol)
-        body = stub(linked.base + at, site, new, linked.gate)
-        code[at : at + len(body)] = body
-        if site.undo.needed:
-            at, back = at + STUB_SIZE, undo(site.undo)
-            body = back + near_jump(linked.base + at + len(back), new)
-            code[at : at + len(body)] = body
+    symbols = [*new_symbols, *(None for _ in sites[len(new_symbols) :])]
+    for index, (site, symbol) in enumerate(zip(sites, symbols, strict=True)):
+        at = linked.image.stubs_at + SITE_ROOM * index
+        for offset, body in _cells(site, linked, symbol, index):
+            code[at + offset : at + offset + len(body)] = body
     gate = linked.image.gate_at
     linked.contents[2][gate : gate + len(CLOSED)] = CLOSED
     for start, content in zip(linked.starts, linked.contents, strict=True):

@@ -4,18 +4,26 @@
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
 
+from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Range, ReplacedFunction
 from podgraft_engine.code.holes import Holes
+from podgraft_engine.code.prologue import Undo
 from podgraft_engine.code.puns import LONGEST_PUN, Pun
-from podgraft_engine.code.sites import Site, choose_site
-from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
-from podgraft_engine.patched.state import PatchRecord, State
+from podgraft_engine.code.sites import Site, choose_site, same_site
+from podgraft_engine.code.stubs import TRAMPOLINES
+from podgraft_engine.patched.layers import Layer, Layers
+from podgraft_engine.patched.pages import OriginalText
+from podgraft_engine.patched.state import PatchRecord, SiteRecord, State
 from podgraft_engine.target.layout import PAGE, trampoline_room
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module
 from podgraft_engine.target.proc import Mapping, Process
+
+LONGEST_INSTRUCTION: Final = 16
 
 
 class SiteFinder:
@@ -25,20 +33,31 @@ class SiteFinder:
     """
 
     def __init__(
-        self, process: Process, memory: Memory, module: Module, state: State | None, *, digest: str, declared: set[int]
+        self,
+        process: Process,
+        memory: Memory,
+        module: Module,
+        state: State | None,
+        *,
+        bundle: Bundle,
+        declared: set[int],
     ) -> None:
         patches = state.document.patches if state else []
+        functions = functions_of(bundle, module)
         # A retired patch keeps its holes: its stubs are there for the next time.
-        others = [p for p in patches if p.digest != digest]
+        others = [p for p in patches if p.digest != bundle.digest]
         # So do its trampolines, and they are all the room that a punned jump may have.
-        kept = {page for p in patches if p.digest == digest for page in p.trampolines}
-        self._memory = memory
+        kept = {page for p in patches if p.digest == bundle.digest for page in p.trampolines}
+        self._layers = Layers(state.document if state else None, bundle)
+        self._functions = functions
+        self._memory = OriginalText(memory, state.document if state else None)
+        self._pages = memory
         self._module = module
         self._maps = process.maps()
         self._taken = [m for m in self._maps if m.start not in kept]
         self._starts = [m.start for m in self._maps]
         self._ours = {p.live for p in state.document.pages} if state else set()
-        self._holes = Holes(module, memory, _claimed(others) | declared)
+        self._holes = Holes(module, self._memory, _claimed(others, functions) | declared)
         self.shadow_stack = _has_shadow_stack(process)
         self.padding, self.is_free = self._holes.behind, self._holes.is_free
 
@@ -48,14 +67,46 @@ class SiteFinder:
         Raises:
             Refusal: PREIMAGE_MISMATCH, NO_PATCH_SITE, PAGE_CHANGED_BY_OTHERS.
         """
+        name, start = function.entry.symbol, self._module.bias + function.entry.offset
         code = self._read_checked(function.entry)
         parts = [(self._module.bias + p.offset, self._read_checked(p)) for p in function.parts]
-        site = choose_site(function.entry.symbol, self._module.bias + function.entry.offset, code, parts, self)
+        below = self._layers.at(start, start + len(code))
+        if below.top is not None:
+            return self._over(below, below.top, start, code)
+        site = choose_site(name, start, code, parts, self)
         for at, size in site.claims():
             for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
                 if self.is_foreign(page):
                     detail = f"page {page:#x} of {site.function} is no longer the file's"
                     raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
+        self._take(site)
+        return site
+
+    def dropped(self) -> list[Site]:
+        """Return a site for each function that goes back to what it was because its patch is replaced.
+
+        Raises:
+            Refusal: NO_PATCH_SITE.
+        """
+        sites = []
+        for layer in self._layers.dropped(self._functions):
+            if layer.top is not None:
+                at = layer.top.site.address
+                site = self._over(layer, layer.top, at, self._memory.read(at, LONGEST_INSTRUCTION))
+                # What stands before it is not looked at: the original code goes on as it is, whatever the flags hold.
+                sites.append(replace(site, undo=Undo(flags=True), dropped=True))
+        return sites
+
+    def _over(self, layer: Layer, record: SiteRecord, start: int, code: bytes) -> Site:
+        """Return the site of the patch below: a function has one site, whoever is in force."""
+        place = (record.site.address, len(record.site.final) // 2)
+        displaced, undo, pun = same_site(record.function, start, code, place, self.has_room)
+        if (pun is None) == (record.rung == "jmp-punned"):
+            if pun is None:
+                raise Refusal(Reason.NO_PATCH_SITE, f"{record.function}: no free page for one more punned jump")
+            pun = None
+        holes = tuple(hole.address for hole in record.holes)
+        site = Site(record.function, *place, record.rung, displaced, undo, holes, pun, record.reentrant, layer.doors)
         self._take(site)
         return site
 
@@ -65,7 +116,7 @@ class SiteFinder:
 
     def has_room(self, pun: Pun) -> bool:
         """Tell whether a page is free where a punned jump leads."""
-        return trampoline_room(self._taken, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+        return trampoline_room(self._taken, pun.low, pun.high, TRAMPOLINES) is not None
 
     def read(self, address: int, size: int) -> bytes | None:
         """Return bytes of the target, None where it is not mapped."""
@@ -75,12 +126,12 @@ class SiteFinder:
 
     def is_foreign(self, page: int) -> bool:
         """Tell whether somebody else has changed a page."""
-        return page not in self._ours and self._memory.anonymous(page)
+        return page not in self._ours and self._pages.anonymous(page)
 
     def _take(self, site: Site) -> None:
         for claim in site.claims():
             self._holes.take(*claim)
-        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, 2 * TRAMPOLINE_SIZE)
+        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, TRAMPOLINES)
         if room:
             page = room // PAGE * PAGE
             self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
@@ -95,10 +146,20 @@ class SiteFinder:
         return code
 
 
-def _claimed(patches: list[PatchRecord]) -> set[int]:
-    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program."""
-    pieces = [(p, len(p.final) // 2) for patch in patches for s in patch.sites for p in (s.site, *s.holes)]
-    punned = [(s.site, LONGEST_PUN) for patch in patches for s in patch.sites if s.rung == "jmp-punned"]
+def functions_of(bundle: Bundle, module: Module) -> list[tuple[int, int]]:
+    """Return start and end of the functions that a bundle replaces."""
+    entries = [f.entry for f in bundle.manifest.functions]
+    return [(module.bias + e.offset, module.bias + e.offset + e.size) for e in entries]
+
+
+def _claimed(patches: list[PatchRecord], functions: list[tuple[int, int]]) -> set[int]:
+    """Return the bytes that patches have changed or rely on: a punned jump ends in bytes of the program.
+
+    What they have for the functions of this bundle does not count: it is not used at the same time.
+    """
+    sites = [s for p in patches for s in p.sites if not any(a <= s.site.address < b for a, b in functions)]
+    pieces = [(p, len(p.final) // 2) for s in sites for p in (s.site, *s.holes)]
+    punned = [(s.site, LONGEST_PUN) for s in sites if s.rung == "jmp-punned"]
     return {byte for piece, size in (*pieces, *punned) for byte in range(piece.address, piece.address + size)}
 
 

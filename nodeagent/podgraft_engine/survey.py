@@ -24,7 +24,7 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.code.holes import Holes
 from podgraft_engine.code.puns import NEAR_JUMP, Pun
 from podgraft_engine.code.sites import RUNGS, Site, choose_site
-from podgraft_engine.code.stubs import TRAMPOLINE_SIZE
+from podgraft_engine.code.stubs import TRAMPOLINES
 from podgraft_engine.target.ehframe import RSP
 from podgraft_engine.target.layout import PAGE, pages, trampoline_room
 from podgraft_engine.target.module import Module
@@ -74,7 +74,7 @@ class Surroundings:
 
     def has_room(self, pun: Pun) -> bool:
         """Look for room in the picture of the address space that is described above."""
-        return trampoline_room(self._taken, pun.low, pun.high, 2 * TRAMPOLINE_SIZE) is not None
+        return trampoline_room(self._taken, pun.low, pun.high, TRAMPOLINES) is not None
 
     def read(self, address: int, size: int) -> bytes | None:
         """Return what the file holds for an address."""

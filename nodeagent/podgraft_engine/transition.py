@@ -18,6 +18,7 @@ from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.inspection import inspect, open_target, report
+from podgraft_engine.patched.layers import code_of_replaced, lying_below, lying_over
 from podgraft_engine.patched.pages import Pages, compose, is_intact, pages_of
 from podgraft_engine.patched.state import (
     BEFORE_SWITCH,
@@ -26,6 +27,7 @@ from podgraft_engine.patched.state import (
     Phase,
     State,
     all_code,
+    holes_of,
     open_state,
 )
 from podgraft_engine.prepare import discard, links_of, prepare, release_workspace, reserve_workspace
@@ -64,7 +66,7 @@ class Transition:
             PodgraftError: PROCESS_EXITED and what can go wrong inside.
         """
         record = self._known(bundle)
-        if record is not None and record.phase == "finalized" and is_intact(record, self._target.memory):
+        if record is not None and record.phase == "finalized" and self._is_intact(record):
             self._say_finalized(record, Tally())
             return
         if record is not None and points and any(site.reentrant for site in record.sites):
@@ -103,6 +105,8 @@ class Transition:
         other = document.in_transition()
         if other is not None and other.name != name:
             raise Refusal(Reason.BUSY, f"the transition of {other.name} is not finished")
+        for over in lying_over(known, document.visible()):
+            raise Refusal(Reason.CONFLICTING_PATCH, f"{over.name} lies over {name}")
         self._resume(name)
         record = self._record(name)
         self._say_reverted(record, self._reverse(record))
@@ -141,14 +145,11 @@ class Transition:
         if document is None:
             return None
         other = document.in_transition()
-        if other is not None and other.name != bundle.manifest.name:
+        if other is not None and other.digest != bundle.digest:
             raise Refusal(Reason.BUSY, f"the transition of {other.name} is not finished")
         known = document.find(bundle.manifest.name)
-        if known is not None and known.digest != bundle.digest:
-            raise Refusal(
-                Reason.CONFLICTING_PATCH, f"{known.name} version {known.version} is in the process; revert it"
-            )
-        return known
+        # Of another version under this name the inspection says whether it may be replaced.
+        return known if known is not None and known.digest == bundle.digest else None
 
     def _record(self, name: str) -> PatchRecord:
         record = self._open_state.document.find(name)
@@ -175,7 +176,10 @@ class Transition:
             # Its code may still be referred to, so it was kept: it serves again.
             if not retired.workspace_size:
                 reserve_workspace(self._target, state, self._helper, retired)
-            retired.points = []
+            retired.points, retired.replaced = [], findings.replaced
+            # Later ones lie over earlier ones.
+            state.document.patches.remove(retired)
+            state.document.patches.append(retired)
             self._set_phase(retired, "prepared")
             record = retired
         else:
@@ -195,6 +199,9 @@ class Transition:
         record.served = True
         self._set_phase(record, "switching")
         return record
+
+    def _is_intact(self, record: PatchRecord) -> bool:
+        return self._target.state is None or is_intact(record, self._target.state.document, self._target.memory)
 
     def _reopen(self) -> None:
         """Let an inspection see the state as it is now."""
@@ -243,13 +250,28 @@ class Transition:
             self._set_phase(record, "migrating")
         tally = Tally()
         if record.phase == "migrating":
-            tally = self._migrate(record, [*record.old, *all_code(record)], record.generation)
+            below = [r for p in lying_below(record, self._open_state.document) for r in all_code(p)]
+            tally = self._migrate(record, [*record.old, *all_code(record), *below], record.generation)
             self._set_phase(record, "finalizing")
         if record.phase == "finalizing":
             self._switch_pages(record)
-            record.complete = True
+            self._replace(record)
             self._set_phase(record, "finalized")
+            self._release_workspaces(besides=record)
         return tally
+
+    def _replace(self, record: PatchRecord) -> None:
+        """Let the patches go that are replaced, and what they had beyond this one: nobody takes their code any more."""
+        dropped = [site for site in record.sites if site.dropped]
+        if dropped:
+            self._drain(record, holes_of(dropped))
+            reached(Step.HOLES_DRAINED)
+        for patch in [p for p in self._open_state.document.visible() if p.area in record.replaced]:
+            patch.complete, patch.phase = False, "retired"
+        # From here on a revert leads past them.
+        record.complete, record.replaced = True, []
+        self._open_state.commit()
+        self._tidy(pages_of(record))
 
     def _reverse(self, record: PatchRecord) -> Tally:
         """Back to old code: stubs again, a generation that takes the old function, then the pristine pages."""
@@ -264,7 +286,7 @@ class Transition:
         tally = Tally()
         if record.phase == "reverting":
             self._switch_pages(record)
-            tally = self._migrate(record, all_code(record), state.document.generation, reverting=True)
+            tally = self._migrate(record, self._entered(record), state.document.generation, reverting=True)
             self._set_phase(record, "restoring")
         if record.phase == "restoring":
             self._restore(record)
@@ -273,22 +295,43 @@ class Transition:
     def _restore(self, record: PatchRecord) -> None:
         """Take the sites away, wait until nobody is in a hole, then the holes and the workspace."""
         self._switch_pages(record)
-        code = self._forbid(all_code(record))
-        looker = Looker(self._process, self._stacks(), self._unwinder(record), code)
+        self._drain(record, all_code(record))
+        reached(Step.HOLES_DRAINED)
+        self._tidy(pages_of(record), without=record)
+        release_workspace(self._open_state, self._helper, record)
+        record.complete, record.replaced = False, []
+        self._set_phase(record, "retired")
+        self._release_workspaces(besides=record)
+
+    def _entered(self, record: PatchRecord) -> list[CodeRange]:
+        """Return the code that threads may have come into by a patch that is reverted."""
+        code = all_code(record)
+        if not record.complete:
+            document = self._open_state.document
+            code += code_of_replaced(record, document)
+            code += [r for p in lying_below(record, document) for r in all_code(p)]
+        return code
+
+    def _drain(self, record: PatchRecord, ranges: list[CodeRange]) -> None:
+        """Wait until nobody is in some code of ours that nothing leads to any more."""
+        looker = Looker(self._process, self._stacks(), self._unwinder(record), self._forbid(ranges))
         if not drained(looker, {self._helper.tid}, self._deadline, self._helper.tend):
             raise DeadlineError(Reason.DEADLINE_PASSED, "a thread is still on its way through a jump of ours")
-        reached(Step.HOLES_DRAINED)
-        state = self._open_state
-        document = state.document
-        for page in filter(self._pages.has, pages_of(record)):
-            left = compose(document, page, without=record)
+
+    def _tidy(self, pages: list[int], without: PatchRecord | None = None) -> None:
+        """Give pages what is still wanted there, and bring the file's own home where that is nothing."""
+        for page in filter(self._pages.has, pages):
+            left = compose(self._open_state.document, page, without=without)
             if left:
                 self._pages.switch(page, left)
             else:
                 self._pages.restore(page)
-        release_workspace(state, self._helper, record)
-        record.complete = False
-        self._set_phase(record, "retired")
+
+    def _release_workspaces(self, besides: PatchRecord) -> None:
+        """Give back what patches that are gone held for the twins of pages which others still needed."""
+        for patch in self._open_state.document.patches:
+            if patch.phase == "retired" and patch is not besides:
+                release_workspace(self._open_state, self._helper, patch)
 
     def _switch_pages(self, record: PatchRecord) -> int:
         """Bring every page of the patch to what its phase demands; holes before the sites that jump to them."""
@@ -350,11 +393,12 @@ class Transition:
         return Forbidden([*ranges, *returns])
 
     def _unwinder(self, record: PatchRecord) -> Unwinder:
-        new_code = None
-        if record.eh_frame is not None:
-            address, size = record.eh_frame
-            frames = EhFrame(self._target.memory.read(address, size), address, None)
-            new_code = (record.code.start, record.code.end, frames)
+        new_code = []
+        for patch in self._open_state.document.patches:
+            if patch.eh_frame is not None and (patch.served or patch is record):
+                address, size = patch.eh_frame
+                frames = EhFrame(self._target.memory.read(address, size), address, None)
+                new_code.append((patch.code.start, patch.code.end, frames))
         return Unwinder(self._target.modules, new_code)
 
     def _open_gate(self, record: PatchRecord, new_from: int, new_until: int) -> None:

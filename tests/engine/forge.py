@@ -25,8 +25,13 @@ def compile_object(source: Path, out: Path, *flags: str) -> Path:
     return out
 
 
-def forge(program: Path, relocatable: Path, functions: list[str], out: Path, name: str = "pairs-2") -> Bundle:
-    """Write a bundle that replaces `functions` of `program` by those of the relocatable."""
+def forge(
+    program: Path, relocatable: Path, functions: list[str], out: Path, name: str = "pairs-2", **more: list[str]
+) -> Bundle:
+    """Write a bundle that replaces `functions` of `program` by those of the relocatable.
+
+    more: further fields of the manifest.
+    """
     with program.open("rb") as stream, relocatable.open("rb") as objects:
         elf, new = ELFFile(stream), ELFFile(objects)
         symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols() if s.name}
@@ -59,6 +64,7 @@ def forge(program: Path, relocatable: Path, functions: list[str], out: Path, nam
         module=Module(name=program.name, build_id=build_id),
         functions=replaced,
         references=references,
+        **more,
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
     return write_bundle(manifest, data, out)

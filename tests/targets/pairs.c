@@ -25,6 +25,7 @@ struct thread {
 	atomic_int tid;
 	int hot;
 	atomic_ulong old, new, wrong, eintr, changes;
+	atomic_ulong seen; /* bit n: version n was seen */
 	int version;
 	atomic_ulong longest; /* tsc cycles between two rounds of a hot thread */
 };
@@ -84,12 +85,13 @@ static void saw(struct thread *t, int version)
 {
 	if (version == 1)
 		t->old++;
-	else if (version == 2)
+	else if (version >= 2 && version <= 4)
 		t->new++;
 	else
 		t->wrong++;
 	if (t->version && version != t->version)
 		t->changes++;
+	t->seen |= 1UL << (version & 7);
 	t->version = version;
 }
 
@@ -151,7 +153,7 @@ static void *lingerer(void *arg)
 
 static void report(void)
 {
-	unsigned long old = 0, new = 0, wrong = 0, eintr = 0, changes = 0, longest = 0;
+	unsigned long old = 0, new = 0, wrong = 0, eintr = 0, changes = 0, longest = 0, seen = 0;
 	int all_new = 0;
 	for (int i = 0; i < count; i++) {
 		struct thread *t = &threads[i];
@@ -160,13 +162,14 @@ static void report(void)
 		if (t->changes > changes)
 			changes = t->changes;
 		all_new += n && !o;
+		seen |= atomic_exchange(&t->seen, 0);
 		unsigned long gap = atomic_exchange(&t->longest, 0);
 		if (gap > longest)
 			longest = gap;
 	}
 	printf("{\"old\": %lu, \"new\": %lu, \"wrong\": %lu, \"eintr\": %lu, \"changes\": %lu, \"all_new\": %d, "
-	       "\"threads\": %d, \"longest\": %lu}\n",
-	       old, new, wrong, eintr, changes, all_new, count, longest);
+	       "\"threads\": %d, \"longest\": %lu, \"seen\": %lu}\n",
+	       old, new, wrong, eintr, changes, all_new, count, longest, seen);
 }
 
 int main(int argc, char **argv)

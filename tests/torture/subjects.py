@@ -14,6 +14,7 @@ from hack.images.contents import load_generator
 from hack.sources import redis
 from tests.engine import forge
 from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, Target
+from tests.torture.engines import run
 
 PATIENCE_S = 5.0
 
@@ -21,7 +22,8 @@ PATIENCE_S = 5.0
 class Subject(Protocol):
     """A process under load. `judge` answers what is wrong with it, "" when nothing is.
 
-    steady: it maps nothing by itself once it runs, so that what is there more must be ours.
+    steady: it maps nothing by itself once it runs, so that what is there more must be ours. `begin` is done before each
+    round of kills, by engines that nobody kills.
     """
 
     steady: bool
@@ -31,6 +33,7 @@ class Subject(Protocol):
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_: object) -> None: ...
+    def begin(self) -> None: ...
     def judge(self, *, patched: bool, eintr_allowed: int) -> str: ...
 
 
@@ -57,6 +60,9 @@ class Crowd:
         self.target.child.kill()
         self.target.child.communicate()
 
+    def begin(self) -> None:
+        """Nothing."""
+
     def judge(self, *, patched: bool, eintr_allowed: int) -> str:
         """Look at counters over a moment in which every thread has to make progress."""
         total = self.target.report()
@@ -73,6 +79,32 @@ class Crowd:
         if seen["old" if patched else "new"]:
             return f"wrong: {seen} while patched is {patched}"
         return ""
+
+
+class Successor(Crowd):
+    """The same with a patch below that the killed engines replace; its functions answer as the original ones do."""
+
+    name, steady = "better", False
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._folder, self._first = folder, folder / "first.graft"
+        for version, out, functions, more in (
+            (1, self._first, [*PAIR_FUNCTIONS, "unused"], {}),
+            (2, folder / "better.graft", PAIR_FUNCTIONS, {"replaces": ["pairs-2"]}),
+        ):
+            relocatable = forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o", f"-DVERSION={version}")
+            forge.forge(
+                self._program, relocatable, functions, out, name=self.name if version == 2 else "pairs-2", **more
+            )
+        self.bundle = str(folder / "better.graft")
+
+    def begin(self) -> None:
+        """Put the first patch in, if it or its successor is not."""
+        (status,) = run(self._folder, op="status", pid=self.target.pid).events
+        if not status["patches"]:
+            outcome = run(self._folder, op="apply", pid=self.target.pid, bundle=str(self._first))
+            assert outcome.code == 0, outcome
 
 
 class RedisServer:
@@ -103,6 +135,9 @@ class RedisServer:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def begin(self) -> None:
+        """Nothing."""
 
     def judge(self, *, patched: bool, eintr_allowed: int) -> str:  # noqa: ARG002 (Redis repeats such calls unseen)
         """Ask for the value that old and fixed code answer differently; the load must go on without an error."""

@@ -59,7 +59,9 @@ class Site:
     """A place for the jump: address and length of the replaced bytes, the displaced instruction, what to undo.
 
     holes: where the jump goes on, in order; the last one holds a `jmp rel32`. reentrant: the function may branch back
-    to the site, or it is not known that it does not.
+    to the site, or it is not known that it does not. doors: where threads go that do not take the new function, while
+    all migrate to it and when they leave it again: to another patch, or None, to the original code. dropped: there is
+    no new function, all threads go to the second door.
     """
 
     function: str
@@ -71,6 +73,8 @@ class Site:
     holes: tuple[int, ...] = ()
     pun: Pun | None = None
     reentrant: bool = False
+    doors: tuple[int | None, int | None] = (None, None)
+    dropped: bool = False
 
     def claims(self) -> list[tuple[int, int]]:
         """Return address and size of all bytes that this site changes or relies on."""
@@ -156,6 +160,29 @@ def choose_site(name: str, start: int, code: bytes, parts: list[tuple[int, bytes
                     return site
     seen = "; ".join(str(i) for i in instructions[:3])
     raise Refusal(Reason.NO_PATCH_SITE, f"{name} at {start:#x}: no rung of the site ladder fits ({seen})")
+
+
+def same_site(
+    name: str, start: int, code: bytes, place: tuple[int, int], has_room: Callable[[Pun], bool]
+) -> tuple[Instruction, Undo, Pun | None]:
+    """Say of a site that was chosen before what is displaced, what stands before it and what pun leads away from it.
+
+    Args:
+        name: the function, for messages.
+        start: its address, or where the decoding may begin.
+        code: its original bytes.
+        place: address of the site and number of the replaced bytes.
+        has_room: tells whether a page is free where a punned jump leads.
+
+    Raises:
+        Refusal: NO_PATCH_SITE.
+    """
+    at, length = place
+    for instruction, undo in prologue(list(Decoder(64, code, ip=start))):
+        if instruction.ip == at:
+            rooms = (pun for pun in puns(at, code[at - start :], min(length, NEAR_JUMP - 1)) if has_room(pun))
+            return instruction, undo, next(rooms, None)
+    raise Refusal(Reason.NO_PATCH_SITE, f"{name} at {start:#x}: the site of the patch below is not found again")
 
 
 def _room(instruction: Instruction, end: int, surroundings: Surroundings) -> int:

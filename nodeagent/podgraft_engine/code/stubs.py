@@ -17,12 +17,18 @@ from podgraft_engine.code.prologue import Undo
 from podgraft_engine.code.puns import NEAR_JUMP
 from podgraft_engine.code.sites import Site
 
-# An upper bound: decision 31, twice a way out of it 11, undo 61, jumps 10, a displaced instruction (a call grows) 28.
+# An upper bound: decision 31, twice a way out of it 11 and a displaced instruction (a call grows) 28 with its jump 5;
+# or the undoing 61 with its jump.
 STUB_SIZE: Final = 160
+# Of each site: its stub, the way past it to the new function, and the stub for leaving a patch that replaced another.
+CELLS: Final = 3
+SITE_ROOM: Final = CELLS * STUB_SIZE
 _OVER_RED_ZONE: Final = b"\x48\x8d\x64\x24\x80"  # lea rsp,[rsp-128]
 _BACK_OVER_RED_ZONE: Final = b"\x48\x8d\xa4\x24\x80\0\0\0"  # lea rsp,[rsp+128]
 _JUMPS: Final = {Code.CALL_REL32_64: Code.JMP_REL32_64, Code.CALL_RM64: Code.JMP_RM64}
 TRAMPOLINE_SIZE: Final = 16
+TRAMPOLINES: Final = CELLS * TRAMPOLINE_SIZE
+_DECISION: Final = 23  # bytes from rdgsbase to the last branch
 
 
 def near_jump(address: int, target: int) -> bytes:
@@ -40,35 +46,41 @@ def short_jump(address: int, target: int) -> bytes:
     return b"\xeb" + struct.pack("<b", target - address - 2)
 
 
-def stub(address: int, site: Site, new: int, gate: int) -> bytes:
+def stub(address: int, site: Site, doors: tuple[int | None, int | None], gate: int) -> bytes:
     """Encode the stub of one site.
 
     Args:
         address: where the stub will lie.
         site: the site, with the displaced instruction and what stands before it.
-        new: the new function.
-        gate: address of two words: a thread whose GS base lies in [first, second) takes the new function.
+        doors: where threads inside of the gate go, and the others; both as at the site. None: on in the original code.
+        gate: address of two words: a thread whose GS base lies in [first, second) takes the first door.
     """
     code, restore = b"\x41\x53", b"\x41\x5b"  # push r11, pop r11
     if site.reentrant or site.undo.flags:
         code, restore = code + b"\x9c", b"\x9d" + restore  # pushfq, popfq
     if site.reentrant:
         code, restore = _OVER_RED_ZONE + code, restore + _BACK_OVER_RED_ZONE
-    to_new = restore + undo(site.undo)
-    skipped = len(to_new) + NEAR_JUMP
+    inside = restore + _on(address + len(code) + _DECISION + len(restore), site, doors[0])
+    skipped = len(inside)
     code += b"\xf3\x49\x0f\xae\xcb"  # rdgsbase r11
     code += b"\x4c\x3b\x1d" + _rel32(address + len(code) + 7, gate + 8)  # cmp r11, [until]
     code += bytes([0x73, 9 + skipped])  # jae old
     code += b"\x4c\x3b\x1d" + _rel32(address + len(code) + 7, gate)  # cmp r11, [from]
     code += bytes([0x72, skipped])  # jb old
-    code += to_new
-    code += near_jump(address + len(code), new)
+    code += inside
     code += restore  # old:
-    code += displaced_code(address + len(code), site.displaced)
-    code += near_jump(address + len(code), site.displaced.next_ip)
+    code += _on(address + len(code), site, doors[1])
     if len(code) > STUB_SIZE:
         raise PodgraftError(Reason.INTERNAL, f"the stub of {site.function} has {len(code)} bytes")
     return code
+
+
+def _on(address: int, site: Site, door: int | None) -> bytes:
+    """Encode the way on from a site: through a door, or in the original code."""
+    if door is not None:
+        return near_jump(address, door)
+    code = displaced_code(address, site.displaced)
+    return code + near_jump(address + len(code), site.displaced.next_ip)
 
 
 def undo(what: Undo) -> bytes:

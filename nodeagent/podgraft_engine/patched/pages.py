@@ -7,10 +7,12 @@ a new pristine twin needs an intent in the state, for it takes the page's own en
 clones are made from it, and moved home it ends the patch.
 """
 
+from collections.abc import Iterator
+
 from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import move_page
-from podgraft_engine.patched.state import BEFORE_SWITCH, Document, Intent, PageRecord, Patchlet, PatchRecord, State
+from podgraft_engine.patched.state import Document, Intent, PageRecord, Patchlet, PatchRecord, State
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.maps import Maps
@@ -130,6 +132,28 @@ class Pages:
         raise PodgraftError(Reason.NO_ROOM_NEARBY, "the workspace for page clones is used up")
 
 
+class OriginalText:
+    """The program's text as the file has it, where it is we who changed it; other changes are seen."""
+
+    def __init__(self, memory: Memory, document: Document | None) -> None:
+        self._memory = memory
+        self._document = document or Document()
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return the original bytes; where a page holds anything that no patch wants there, the bytes as they are."""
+        content = bytearray(self._memory.read(address, size))
+        for page in self._document.pages:
+            low, high = max(address, page.live), min(address + size, page.live + PAGE)
+            if low < high:
+                ours = bytearray(self._memory.read(page.pristine, PAGE))
+                original = bytes(ours)
+                for at, data in compose(self._document, page.live).items():
+                    ours[at - page.live : at - page.live + len(data)] = data
+                if ours[low - page.live : high - page.live] == content[low - address : high - address]:
+                    content[low - address : high - address] = original[low - page.live : high - page.live]
+        return bytes(content)
+
+
 def compose(
     document: Document, live: int, *, holes_only_of: PatchRecord | None = None, without: PatchRecord | None = None
 ) -> dict[int, bytes]:
@@ -147,22 +171,39 @@ def compose(
         for point in area.points
         if point.address in area.armed and live <= point.address < live + PAGE
     }
-    for patch in document.patches:
-        if patch is without or patch.phase in ("retired", *BEFORE_SWITCH):
-            continue
-        final = patch.phase in ("finalizing", "finalized")
-        holes_only = patch is holes_only_of or patch.phase == "restoring"
-        for record in patch.sites:
-            for piece in record.holes if holes_only else [*record.holes, record.site]:
-                if live <= piece.address < live + PAGE:
-                    content[piece.address] = bytes.fromhex(piece.final if final else piece.transition)
+    # Later ones lie over earlier ones and use the same places.
+    for patch in _wanting(document):
+        if patch is not without:
+            pieces = _wanted(patch, holes_only=patch is holes_only_of or patch.phase == "restoring")
+            content.update((a, bytes.fromhex(code)) for a, code in pieces if live <= a < live + PAGE)
     return content
 
 
-def is_intact(record: PatchRecord, memory: Memory) -> bool:
-    """Tell whether the jumps of a finalized patch are still in the program's text."""
+def _wanting(document: Document) -> list[PatchRecord]:
+    """Return the patches that want something in the text: a replaced one not from the moment all threads have left."""
+    gone = {area for patch in document.visible() if patch.phase == "finalizing" for area in patch.replaced}
+    return [patch for patch in document.visible() if patch.area not in gone]
+
+
+def _wanted(patch: PatchRecord, *, holes_only: bool) -> Iterator[tuple[int, str]]:
+    """Yield address and bytes (hex) of all that a patch wants in its phase."""
+    final = patch.phase in ("finalizing", "finalized")
+    for record in patch.sites:
+        if record.dropped and patch.complete:
+            continue
+        bare = holes_only or (record.dropped and final)
+        for piece in record.holes if bare else [*record.holes, record.site]:
+            left = piece.back if patch.complete and piece.back else piece.transition
+            yield piece.address, piece.final if final else left
+
+
+def is_intact(record: PatchRecord, document: Document, memory: Memory) -> bool:
+    """Tell whether the jumps of a finalized patch are still in the text, where no other patch lies over them."""
+    later = document.patches[document.patches.index(record) + 1 :]
+    over = {p.address for other in later if other in document.visible() for p in _pieces(other)}
+    mine = [p for p in _pieces(record) if p.address not in over]
     try:
-        return all(memory.read(p.address, len(p.final) // 2).hex() == p.final for p in _pieces(record))
+        return all(memory.read(p.address, len(p.final) // 2).hex() == p.final for p in mine)
     except PodgraftError as error:
         if error.reason == Reason.PROCESS_EXITED:
             raise
@@ -171,8 +212,10 @@ def is_intact(record: PatchRecord, memory: Memory) -> bool:
 
 def pages_of(patch: PatchRecord) -> list[int]:
     """Return the pages that a patch touches."""
-    return sorted({p.address // PAGE * PAGE for p in _pieces(patch)})
+    return sorted({p.address // PAGE * PAGE for s in patch.sites for p in (s.site, *s.holes)})
 
 
 def _pieces(patch: PatchRecord) -> list[Patchlet]:
-    return [p for s in patch.sites for p in (s.site, *s.holes)]
+    """Return what a patch puts into the text; what it drops only while it is under way."""
+    kept = [s for s in patch.sites if not (s.dropped and patch.complete)]
+    return [p for s in kept for p in (s.site, *s.holes)]

@@ -53,21 +53,31 @@ Generation = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Patchlet(Record):
-    """Bytes to be put at one address (hex): while threads migrate, and when all have. The page keeps the original."""
+    """Bytes to be put at one address (hex): while threads migrate, and when all have. The page keeps the original.
+
+    back: while they leave a finished patch, where that leads elsewhere than they came from (it has replaced another).
+    """
 
     address: Address
     transition: Code
     final: Code
+    back: Code | None = None
 
 
 class SiteRecord(Record):
-    """One replaced function: its site, and the holes by which its jump goes on, in order; the last one changes."""
+    """One replaced function: its site, and the holes by which its jump goes on, in order; the last one changes.
+
+    door: where the site leads when all threads have migrated. dropped: a function of a patch that this one replaces,
+    which is not among its own; only threads under way find a jump of this patch there.
+    """
 
     function: str
     rung: str
     site: Patchlet
     holes: list[Patchlet] = []
     reentrant: bool = False  # the function branches back to its site
+    door: Address
+    dropped: bool = False
 
 
 class CodeRange(Record):
@@ -121,6 +131,7 @@ class PatchRecord(Record):
     eh_frame: tuple[Address, Size] | None
     trampolines: list[Address]  # pages far away, for punned jumps
     points: list[str] = []  # functions that the user declares points of quiescence
+    replaced: list[Address] = []  # areas of the patches that go when this one is in; until then a revert leads to them
     old: list[CodeRange]
     new: list[CodeRange]
     sites: list[SiteRecord]
@@ -168,8 +179,12 @@ class Document(Record):
         return of_patches + [(w.workspace, w.workspace_size) for w in self.wake]
 
     def find(self, name: str) -> PatchRecord | None:
-        """Return the patch of that name that threads may see."""
-        return next((p for p in self.patches if p.name == name and p.phase not in ("retired", *BEFORE_SWITCH)), None)
+        """Return the patch of that name that threads may see; of two of one name the one that replaces the other."""
+        return next((p for p in reversed(self.visible()) if p.name == name), None)
+
+    def visible(self) -> list[PatchRecord]:
+        """Return the patches that threads may see, in the order in which they lie over each other."""
+        return [p for p in self.patches if p.phase not in ("retired", *BEFORE_SWITCH)]
 
     def in_transition(self) -> PatchRecord | None:
         """Return the patch under way, if any: one transition at a time."""
@@ -178,10 +193,7 @@ class Document(Record):
 
 
 def all_code(record: PatchRecord) -> list[CodeRange]:
-    """Return the executable part of an area without gaps (new functions, between them stubs and thunks), and the holes.
-
-    A range begins one byte before a hole: a signal frame may hold the hole's first byte as the place to go on.
-    """
+    """Return the executable part of an area without gaps (functions, between them stubs and thunks), and the holes."""
     result: list[CodeRange] = []
     position = record.code.start
     for item in sorted(record.new, key=lambda r: r.start):
@@ -190,12 +202,19 @@ def all_code(record: PatchRecord) -> list[CodeRange]:
         result.append(item)
         position = item.end
     far = [CodeRange(function="a stub", start=page, end=page + PAGE) for page in record.trampolines]
-    holes = [
+    return [*result, CodeRange(function="a stub", start=position, end=record.code.end), *far, *holes_of(record.sites)]
+
+
+def holes_of(sites: list[SiteRecord]) -> list[CodeRange]:
+    """Return the holes of some sites as code.
+
+    A range begins one byte before a hole: a signal frame may hold the hole's first byte as the place to go on.
+    """
+    return [
         CodeRange(function=s.function, start=hole.address - 1, end=hole.address + len(hole.final) // 2)
-        for s in record.sites
+        for s in sites
         for hole in s.holes
     ]
-    return [*result, CodeRange(function="a stub", start=position, end=record.code.end), *far, *holes]
 
 
 class State:

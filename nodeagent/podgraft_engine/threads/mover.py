@@ -39,15 +39,14 @@ class Outcome:
 class Unwinder:
     """Unwind rows of every module and of our own new code, by run-time address."""
 
-    def __init__(self, modules: list[Module], new_code: tuple[int, int, EhFrame] | None) -> None:
+    def __init__(self, modules: list[Module], new_code: list[tuple[int, int, EhFrame]]) -> None:
         self._sources = [
             (mapping.start, mapping.end, module.eh_frame, module.bias)
             for module in modules
             for mapping in module.mappings
             if "x" in mapping.perms and module.eh_frame is not None
         ]
-        if new_code is not None:
-            self._sources.append((*new_code, 0))
+        self._sources += [(*code, 0) for code in new_code]
 
     def row(self, pc: int) -> Row | None:
         """Return the row for a pc, parsing if need be: only while nobody is held."""
