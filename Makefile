@@ -122,6 +122,7 @@ corpus: install ## Real fixes as bundles, applied to the programs under load; wr
 asm: ## Assemble the engine's machine code anew from its sources
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o
 	cd nodeagent/podgraft_engine/wakeup/asm && gcc -c -o wake.o wake.S && objcopy -O binary -j .text wake.o wake.bin && rm wake.o
+	cd nodeagent/podgraft_engine/hooks/asm && gcc -c -o hook.o hook.S && objcopy -O binary -j .text hook.o hook.bin && rm hook.o
 
 .PHONY: crds
 crds: $(STAMP) ## Write crds/ anew from the models

@@ -7,6 +7,7 @@ from iced_x86 import Decoder
 from podgraft_builder import reloc
 from podgraft_builder.compare import Comparison
 from podgraft_builder.frames import frames_of
+from podgraft_builder.hooks import HookFunction
 from podgraft_builder.objects import SHF_ALLOC, SHF_TLS, WEAK, Function, Place, Relocation, Section
 from podgraft_builder.references import References
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
@@ -22,6 +23,7 @@ class Assembly:
 
     comparisons: dict[str, Comparison]
     references: References
+    hooks: list[HookFunction] = field(default_factory=list)
     sections: list[OutSection] = field(default_factory=list)
     symbols: dict[tuple[str, Function], OutSymbol] = field(default_factory=dict)
     _included: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -37,6 +39,8 @@ class Assembly:
             for _, unit in sorted(comparison.changed.items()):
                 for function in (unit.new, *unit.new_parts):
                     self._include(label, function.section)
+        for hook in self.hooks:
+            self._include(hook.label, hook.function.section)
         while self._pending:
             label, index = self._pending.pop(0)
             self._relocate(label, index)

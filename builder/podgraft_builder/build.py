@@ -12,6 +12,7 @@ from podgraft_builder.assemble import Assembly
 from podgraft_builder.compare import Comparison
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
+from podgraft_builder.hooks import HookFunction, find_hooks
 from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
@@ -24,7 +25,7 @@ from podgraft_builder.verdict import Verdict
 from podgraft_builder.workspace import Workspace
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, ReplacedFunction
+from podgraft_bundle.manifest import Hook, Manifest, Module, ObjectFile, Range, ReplacedFunction, version_for
 
 Progress = Callable[[str], None]
 Show = Callable[[Explanation], None]
@@ -46,6 +47,7 @@ class Options:
     allow: frozenset[Reason] = frozenset()
     replaces: tuple[str, ...] = ()
     over: tuple[str, ...] = ()
+    hook_limit: float = 5.0
 
 
 @dataclass
@@ -84,9 +86,10 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     comparisons = compare_pairs(pairs)
     try:
         check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+        hooks = find_hooks(comparisons, verdict)
         verdict.settle()
         _require_change(comparisons)
-        bundle = _bundle(comparisons, running, verdict, options, progress)
+        bundle = _bundle(comparisons, hooks, running, verdict, options, progress)
     except Refusal as refusal:
         show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
         raise
@@ -95,14 +98,21 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     return Outcome(bundle, path, chosen, explanation)
 
 
-def _bundle(
-    comparisons: dict[str, Comparison], running: RunningBinary, verdict: Verdict, options: Options, progress: Progress
+def _bundle(  # noqa: PLR0917 (all that was found)
+    comparisons: dict[str, Comparison],
+    hooks: list[HookFunction],
+    running: RunningBinary,
+    verdict: Verdict,
+    options: Options,
+    progress: Progress,
 ) -> Bundle:
     """Prove that the running binary is what was built, and write the bundle."""
     proofs = _prove(comparisons, running, progress)
     _merge_copies(comparisons, proofs)
-    assembly = Assembly(comparisons, References(running, proofs))
+    assembly = Assembly(comparisons, References(running, proofs), hooks)
     data = assembly.run()
+    references = sorted(assembly.references.made.values(), key=lambda r: r.symbol)
+    calls = [Hook(kind=h.kind, symbol=assembly.symbol_of(h.label, h.function), limit=options.hook_limit) for h in hooks]
     manifest = Manifest(
         name=options.name or _default_name(options.patch),
         version=options.version,
@@ -112,7 +122,9 @@ def _bundle(
         replaces=list(options.replaces),
         over=list(options.over),
         overruled=verdict.overruled,
-        references=sorted(assembly.references.made.values(), key=lambda r: r.symbol),
+        references=references,
+        hooks=calls,
+        format_version=version_for(calls, references),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
     return write_bundle(manifest, data, options.output)

@@ -5,6 +5,7 @@ from podgraft_builder.compare import Comparison
 from podgraft_builder.objects import FUNCTION_KINDS, WEAK, Function, base_name
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason
+from podgraft_bundle.manifest import ARENA
 
 _COMPILERS_OWN = (".localalias", ".cold", ".constprop.", ".isra.", ".part.", ".lto_priv.")
 
@@ -72,7 +73,7 @@ def _check_weak_uses(subject: Subject, function: Function) -> None:
     running = subject.running
     for item in subject.comparison.new.relocations_of(function):
         symbol = item.symbol
-        if running is None or symbol.section is not None or symbol.bind != "STB_WEAK":
+        if running is None or symbol.section is not None or symbol.bind != "STB_WEAK" or symbol.name == ARENA:
             continue
         imported = {name for name, _ in running.slots.values()}
         if symbol.name not in running.by_name and symbol.name not in imported:

@@ -7,7 +7,7 @@ from podgraft_builder.match import Proof
 from podgraft_builder.objects import Function, Symbol
 from podgraft_builder.running import Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_bundle.manifest import Reference
+from podgraft_bundle.manifest import ARENA, Reference
 
 
 @dataclass
@@ -51,7 +51,9 @@ class References:
         return self._offset(old.name, label, address)
 
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
-        """Refer to a name that the object does not define: another object's, or a library's."""
+        """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
+        if name == ARENA:
+            return self._add(name, label, Reference(symbol="-", kind="arena"))
         # Another file's static of that name is never meant.
         known = [n for n in self.running.by_name.get(name, []) if not n.local or n.hidden]
         defined = [n for n in known if not n.local] or known

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import IO
 
 from podgraft_builder import kept, wrapper
+from podgraft_builder.hooks import INCLUDE
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
 SECTIONS = "-g -gno-split-dwarf -fno-debug-types-section -ffunction-sections -fdata-sections"
+_HEADER = ("-idirafter", str(INCLUDE))  # podgraft.h, behind all that the program has
 _TAIL = 15
 
 
@@ -163,7 +165,7 @@ class Workspace:
             PATH=f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             PODGRAFT_BIN=str(bin_),
             PODGRAFT_STORE=str(store),
-            PODGRAFT_FLAGS=shlex.join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}"]),
+            PODGRAFT_FLAGS=shlex.join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}", *_HEADER]),
             LC_ALL="C",
         )
         if "CCACHE_NODISABLE" not in environment:  # a cache is used where the user asks for it

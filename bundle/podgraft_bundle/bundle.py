@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_bundle.manifest import FORMAT, FORMAT_VERSION, Manifest
+from podgraft_bundle.manifest import FORMAT, FORMAT_VERSIONS, Manifest
 from podgraft_bundle.signatures import Signature, decode_signatures, encode_signatures
 
 MAX_BUNDLE = 16 * 2**20
@@ -169,8 +169,9 @@ def _parse_manifest(text: bytes) -> Manifest:
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise Refusal(Reason.BUNDLE_MALFORMED, f"manifest.json is not of format {FORMAT}")
     version = document.get("format_version")
-    if version != FORMAT_VERSION:
-        raise Refusal(Reason.BUNDLE_UNKNOWN_VERSION, f"format version {version!r}, known is {FORMAT_VERSION}")
+    if version not in FORMAT_VERSIONS:
+        known = " and ".join(map(str, FORMAT_VERSIONS))
+        raise Refusal(Reason.BUNDLE_UNKNOWN_VERSION, f"format version {version!r}, known are {known}")
     if document.get("arch") != "x86_64":
         raise Refusal(Reason.WRONG_ARCHITECTURE, f"the bundle is for {document.get('arch')!r}, not x86_64")
     try:

@@ -66,6 +66,7 @@ class Reason(StrEnum):
     COMPILER_DIFFERS = "CompilerDiffers"
     OTHER_MODULE_CHANGED = "OtherModuleChanged"
     UNKNOWN_CALLER = "UnknownCaller"
+    HOOK_MISUSED = "HookMisused"
     UNRESOLVED_REFERENCE = "UnresolvedReference"
     UNSUPPORTED_RELOCATION = "UnsupportedRelocation"
     UNSUPPORTED_CHANGE = "UnsupportedChange"
@@ -92,6 +93,9 @@ class Reason(StrEnum):
     NOT_APPLIED = "NotApplied"
     CONFLICTING_PATCH = "ConflictingPatch"
     DEADLINE_PASSED = "DeadlinePassed"
+    HOOK_REFUSED = "HookRefused"
+    HOOK_FAILED = "HookFailed"
+    HOOK_CUT_OFF = "HookCutOff"
     # The node agent.
     CONTAINER_NOT_VISIBLE = "ContainerNotVisible"
     INTERNAL = "InternalError"
@@ -145,6 +149,7 @@ HINTS: dict[Reason, str] = {
     Reason.COMPILER_DIFFERS: "build with the compiler that made the running binary; both are named above",
     Reason.OTHER_MODULE_CHANGED: "split the patch; build a bundle for each module",
     Reason.UNKNOWN_CALLER: "build from the source that the running binary was made from",
+    Reason.HOOK_MISUSED: "a hook may use data, podgraft.h and new functions of that kind: docs/hooks.md",
     Reason.UNRESOLVED_REFERENCE: "give the running binary with its symbols or debug file (--running)",
     Reason.UNSUPPORTED_RELOCATION: "report the relocation type; this code model is not supported",
     Reason.UNSUPPORTED_CHANGE: "see docs/limitations.md for what a patch may change",
@@ -170,6 +175,9 @@ HINTS: dict[Reason, str] = {
     Reason.NOT_APPLIED: "no patch of that name is in this process (podgraft status shows what is)",
     Reason.CONFLICTING_PATCH: "revert the patch named above first, or have the bundle name it as replaced",
     Reason.DEADLINE_PASSED: "threads named above are still in old code; apply again to go on, or revert",
+    Reason.HOOK_REFUSED: "the patch's author made its hook say no here: ask what the number means",
+    Reason.HOOK_FAILED: "the hook is broken or its time limit too short; have the patch's author correct it",
+    Reason.HOOK_CUT_OFF: "a fork copied the process in the middle of a hook: start this process anew",
     Reason.CONTAINER_NOT_VISIBLE: "the agent must see the host's processes; a runtime with its own kernel hides them",
     Reason.INTERNAL: "this is a bug in podgraft; please report it with the detail above",
 }

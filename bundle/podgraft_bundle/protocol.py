@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from podgraft_bundle.errors import Reason
+from podgraft_bundle.manifest import HookKind
 
 
 class Message(BaseModel):
@@ -72,6 +73,18 @@ class Switched(Message):
     event: Literal["switched"] = "switched"
     pages: int
     sites: int
+
+
+class HookRan(Message):
+    """A hook of the patch has been called. result: what it returned; why: what went wrong, for humans."""
+
+    event: Literal["hook"] = "hook"
+    kind: HookKind
+    function: str
+    ok: bool
+    result: int | None = None
+    why: str | None = None
+    seconds: float
 
 
 class Migrated(Message):
@@ -163,6 +176,6 @@ class Failed(Message):
 
 
 Event = Annotated[
-    Inspected | Prepared | Switched | Migrated | Waiting | Finalized | Reverted | Status | Refused | Failed,
+    Inspected | Prepared | HookRan | Switched | Migrated | Waiting | Finalized | Reverted | Status | Refused | Failed,
     Field(discriminator="event"),
 ]

@@ -14,11 +14,12 @@ from rich.table import Table
 from podgraft_builder.build import Options, build
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
+from podgraft_builder.hooks import HEADER, kind_name
 from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
 from podgraft_builder.verdict import OVERRULABLE, Hazard, Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_bundle.manifest import CveId, Name
+from podgraft_bundle.manifest import CveId, Manifest, Name
 from podgraft_cli.page import write_page
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -57,6 +58,7 @@ def register(app: typer.Typer) -> None:
     app.command("build")(build_command)
     app.command("diff")(diff)
     app.command("inspect")(inspect)
+    app.command("header")(header)
 
 
 def build_command(  # noqa: PLR0917 (typer makes options of them)
@@ -93,6 +95,9 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
         list[str] | None,
         typer.Option("--allow", callback=_reasons, help=f"Overrule a hazard; may be repeated. One of {_ALLOWED}."),
     ] = None,
+    hook_limit: Annotated[
+        float, typer.Option("--hook-limit", min=0.01, max=60, help="Seconds after which a hook of the patch is ended.")
+    ] = 5.0,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write the explanation as a page, with old and new code side by side.")
     ] = None,
@@ -114,7 +119,9 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     overruled = frozenset(map(Reason, allow or ()))
     below = {"replaces": tuple(replaces or ()), "over": tuple(over or ())}
     cves = tuple(cve or ())
-    options = Options(source, patch, command, binary, output, running, name, version, cves, overruled, **below)
+    options = Options(
+        source, patch, command, binary, output, running, name, version, cves, overruled, **below, hook_limit=hook_limit
+    )
 
     def show(explanation: Explanation) -> None:
         if html is not None:
@@ -134,10 +141,13 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
                 "functions": [row.document() for row in outcome.explanation.rows],
                 "hazards": [_hazard(hazard) for hazard in outcome.explanation.hazards],
                 "overruled": manifest.overruled,
+                "hooks": [hook.model_dump(mode="json") for hook in manifest.hooks],
             }
         )
         return
     out.print(f"for {outcome.running} ({outcome.chosen}), build id {manifest.module.build_id}", soft_wrap=True)
+    for text in _hooks(manifest):
+        out.print(f"hook: {text}", soft_wrap=True, markup=False)
     counts = f"{len(manifest.functions)} functions, {len(manifest.overruled)} hazards overruled"
     out.print(f"bundle {output}: {counts}", soft_wrap=True, markup=False)
 
@@ -181,6 +191,14 @@ def inspect(bundle: Path, *, json: Json = False) -> None:
     _show_bundle(content)
 
 
+def header(*, json: Json = False) -> None:
+    """Print where podgraft.h is, for editors and compilers outside of podgraft build, which finds it by itself."""
+    if json:
+        print_json({"header": str(HEADER)})
+        return
+    out.print(str(HEADER), soft_wrap=True, markup=False)
+
+
 def _show_bundle(content: Bundle) -> None:
     manifest = content.manifest
     for label, text in (
@@ -192,6 +210,7 @@ def _show_bundle(content: Bundle) -> None:
         ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
         ("replaces", ", ".join(manifest.replaces) or "no other bundle"),
         ("over", ", ".join(manifest.over) or "no other bundle"),
+        *(("hook", text) for text in _hooks(manifest)),
         *(("overruled", text) for text in manifest.overruled or ["no hazard"]),
         ("signature", _signatures(content)),
     ):
@@ -208,6 +227,12 @@ def _show_bundle(content: Bundle) -> None:
         references.add_row(ref.symbol, ref.kind, where)
     if manifest.references:
         out.print(references)
+
+
+def _hooks(manifest: Manifest) -> list[str]:
+    """Say what a bundle does besides replacing functions."""
+    hooks = [f"{kind_name(h.kind)} {h.symbol}, at most {h.limit:g} s" for h in manifest.hooks]
+    return [*hooks, "uses shadow variables"] if manifest.uses_shadow else hooks
 
 
 def _signatures(content: Bundle) -> str:

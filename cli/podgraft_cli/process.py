@@ -136,6 +136,9 @@ def _show(event: Event) -> None:
         case protocol.Prepared():
             held = f"held {event.carrier_held_us:.0f} us" if event.carrier_held_us is not None else ""
             out.print(f"prepared generation {event.generation} at {event.area:#x}; thread {event.carrier} was {held}")
+        case protocol.HookRan():
+            said = event.why or f"returned {event.result}"
+            out.print(f"hook {event.kind} {event.function}: {said} [{event.seconds:.3f} s]", markup=False)
         case protocol.Switched():
             out.print(f"switched {event.pages} pages with {event.sites} sites; every thread still takes old code")
         case protocol.Waiting():

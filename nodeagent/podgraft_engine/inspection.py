@@ -11,7 +11,7 @@ from typing import Final
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
-from podgraft_bundle.manifest import Reference
+from podgraft_bundle.manifest import ARENA, Reference
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.linker import check_object
@@ -99,7 +99,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         except Refusal as refusal:
             findings.problems.append(refusal)
     if not findings.problems:
-        symbols = [f.new_symbol for f in bundle.manifest.functions]
+        symbols = [*(f.new_symbol for f in bundle.manifest.functions), *(h.symbol for h in bundle.manifest.hooks)]
         try:
             at = findings.module.mappings[0].start
             check_object(bundle.object, bundle.manifest.references, findings.values, symbols, at)
@@ -147,6 +147,8 @@ def resolve(reference: Reference, target: Target, module: Module) -> int:
         if value:
             return value
         raise Refusal(Reason.UNRESOLVED_REFERENCE, f"the GOT slot of {reference.symbol} is empty in the target")
+    if reference.kind == "arena":
+        return _arena(reference, target, module)
     if reference.kind == "tpoff" and reference.value is not None:
         return int(reference.value)
     if reference.kind == "export" and reference.export is not None:
@@ -158,6 +160,13 @@ def resolve(reference: Reference, target: Target, module: Module) -> int:
         detail = f"{len([f for f in found if f])} loaded libraries export {reference.export}, or as an ifunc"
         raise Refusal(Reason.UNRESOLVED_REFERENCE, detail)
     raise Refusal(Reason.UNRESOLVED_REFERENCE, f"the reference to {reference.symbol} is incomplete")
+
+
+def _arena(reference: Reference, target: Target, module: Module) -> int:
+    """Return where shadow variables lie; before they are mapped any address does: it is reached through the GOT."""
+    if reference.symbol != ARENA:
+        raise Refusal(Reason.UNRESOLVED_REFERENCE, f"this engine knows {ARENA}, not {reference.symbol}")
+    return (target.state.document.arena if target.state else 0) or module.mappings[0].start
 
 
 def report(target: Target, findings: Findings, bundle: Bundle) -> Inspected:

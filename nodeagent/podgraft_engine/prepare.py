@@ -37,6 +37,7 @@ from podgraft_engine.helper.rpc import (
     try_map_fixed,
     unmap,
 )
+from podgraft_engine.hooks.hooks import hook_records
 from podgraft_engine.inspection import Findings, Target
 from podgraft_engine.patched.pages import pages_of
 from podgraft_engine.patched.state import CodeRange, Patchlet, PatchRecord, SiteRecord, State
@@ -258,6 +259,7 @@ def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, 
         trampolines=[at // PAGE * PAGE for at in far.contents],
         replaced=findings.replaced,
         sites=every,
+        hooks=hook_records(bundle, linked),
     )
 
 

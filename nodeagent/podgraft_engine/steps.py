@@ -57,6 +57,13 @@ class Step(IntEnum):
     GENERATION_PUBLISHED = 41
     POINT_WANTED = 42
     POINTS_UNWANTED = 43
+    ROOM_MAPPED = 44
+    ARENA_MAPPED = 45
+    HOOK_POSTED = 46
+    HOOK_ENTERED = 47
+    HOOK_RUNNING = 48
+    HOOK_ENDED = 49
+    HOOK_NOTED = 50
 
 
 @dataclass

@@ -12,11 +12,13 @@ from typing import Self
 
 from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
+from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.hooks.hooks import Hooks, failed, prepared_by_hook, renew, wait_for_hook
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.patched.layers import code_of_replaced, lying_below, lying_over
 from podgraft_engine.patched.pages import Pages, compose, is_intact, pages_of
@@ -109,6 +111,8 @@ class Transition:
             raise Refusal(Reason.CONFLICTING_PATCH, f"{over.name} lies over {name}")
         self._resume(name)
         record = self._record(name)
+        if failed(record, "pre_revert"):
+            renew(record, "pre_revert")  # it said no to an earlier revert
         self._say_reverted(record, self._reverse(record))
         self._helper.dismiss()
 
@@ -134,6 +138,10 @@ class Transition:
     def _open_state(self) -> State:
         assert self._state is not None  # noqa: S101 (the order of the steps)
         return self._state
+
+    @property
+    def _hooks(self) -> Hooks:
+        return Hooks(self._target, self._open_state, self._helper, self._emit)
 
     @property
     def _pages(self) -> Pages:
@@ -167,6 +175,7 @@ class Transition:
             self._try_filters()
             self._enter()
         state = self._open_state
+        self._hooks.provide(bundle, findings)
         for stale in [p for p in state.document.patches if p.phase in BEFORE_SWITCH]:
             discard(state, self._helper, stale)
         same = (bundle.digest, links_of(findings))
@@ -177,6 +186,7 @@ class Transition:
             if not retired.workspace_size:
                 reserve_workspace(self._target, state, self._helper, retired)
             retired.points, retired.replaced = [], findings.replaced
+            renew(retired, *HOOK_KINDS)
             # Later ones lie over earlier ones.
             state.document.patches.remove(retired)
             state.document.patches.append(retired)
@@ -235,9 +245,11 @@ class Transition:
         for module in target.modules:
             module.read_ahead()
         generation = target.state.document.generation if target.state else 0
+        wait_for_hook(target)
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
         self._state = open_state(self._process, target.memory, target.block, self._helper)
         self._pages.recover()
+        self._hooks.settle()
         if self._open_state.document.in_transition() is None:
             # An engine before us may have been killed between its last thread and its last page.
             self._wakeups().disarm()
@@ -245,6 +257,7 @@ class Transition:
     def _complete(self, record: PatchRecord) -> Tally:
         """From `switching` on: switch, migrate, finalize. Each part is skipped or repeated as the phase demands."""
         if record.phase == "switching":
+            self._prepare_data(record)
             switched = self._switch_pages(record)
             self._emit(Switched(pages=switched, sites=len(record.sites)))
             self._set_phase(record, "migrating")
@@ -255,6 +268,7 @@ class Transition:
             self._set_phase(record, "finalizing")
         if record.phase == "finalizing":
             self._switch_pages(record)
+            self._hooks.run(record, "post_apply")
             self._replace(record)
             self._set_phase(record, "finalized")
             self._release_workspaces(besides=record)
@@ -273,12 +287,26 @@ class Transition:
         self._open_state.commit()
         self._tidy(pages_of(record))
 
+    def _prepare_data(self, record: PatchRecord) -> None:
+        """Ask the hook before the apply; where it says no, nothing has been switched yet, and the patch is put away.
+
+        Raises:
+            Refusal: HOOK_REFUSED, HOOK_FAILED, HOOK_CUT_OFF.
+        """
+        try:
+            self._hooks.require(record, "pre_apply")
+        except Refusal:
+            self._reverse(record)
+            self._helper.dismiss()
+            raise
+
     def _reverse(self, record: PatchRecord) -> Tally:
         """Back to old code: stubs again, a generation that takes the old function, then the pristine pages."""
         state = self._open_state
         if record.phase == "switching":  # nobody has the new generation yet
             self._set_phase(record, "restoring")
         if record.phase in ("migrating", "finalizing", "finalized"):
+            self._hooks.require(record, "pre_revert")
             # All threads of an unfinished apply lie in [.., generation]; one more is beyond the gate: old code.
             state.document.generation += 1
             self._open_gate(record, record.generation, state.document.generation)
@@ -299,6 +327,8 @@ class Transition:
         reached(Step.HOLES_DRAINED)
         self._tidy(pages_of(record), without=record)
         release_workspace(self._open_state, self._helper, record)
+        if prepared_by_hook(record):
+            self._hooks.run(record, "post_revert")
         record.complete, record.replaced = False, []
         self._set_phase(record, "retired")
         self._release_workspaces(besides=record)

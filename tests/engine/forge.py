@@ -8,8 +8,19 @@ from elftools.elf.elffile import ELFFile
 
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.bundle import Bundle, write_bundle
-from podgraft_bundle.manifest import Manifest, Module, ObjectFile, Range, Reference, ReplacedFunction
+from podgraft_bundle.manifest import (
+    ARENA,
+    Hook,
+    Manifest,
+    Module,
+    ObjectFile,
+    Range,
+    Reference,
+    ReplacedFunction,
+    version_for,
+)
 
+HEADER = Path(__file__).parents[2] / "builder" / "podgraft_builder" / "include"
 CFLAGS = ["-O2", "-g", "-fPIE", "-Wall", "-pthread"]
 
 
@@ -21,12 +32,20 @@ def compile_program(source: Path, out: Path, *flags: str) -> Path:
 
 def compile_object(source: Path, out: Path, *flags: str) -> Path:
     """Compile the new functions into a relocatable."""
-    subprocess.run(["gcc", *CFLAGS, "-ffunction-sections", *flags, "-c", "-o", out, source], check=True)
+    subprocess.run(
+        ["gcc", *CFLAGS, "-ffunction-sections", "-idirafter", HEADER, *flags, "-c", "-o", out, source], check=True
+    )
     return out
 
 
-def forge(
-    program: Path, relocatable: Path, functions: list[str], out: Path, name: str = "pairs-2", **more: list[str]
+def forge(  # noqa: PLR0917 (what a bundle consists of)
+    program: Path,
+    relocatable: Path,
+    functions: list[str],
+    out: Path,
+    name: str = "pairs-2",
+    limit: float = 5.0,
+    **more: list[str],
 ) -> Bundle:
     """Write a bundle that replaces `functions` of `program` by those of the relocatable.
 
@@ -49,13 +68,16 @@ def forge(
             if symbol["st_shndx"] != "SHN_UNDEF" or not symbol.name:
                 continue
             known = symbols.get(symbol.name)
-            if known is not None and known["st_shndx"] != "SHN_UNDEF":
+            if symbol.name == ARENA:
+                references.append(Reference(symbol=ARENA, kind="arena"))
+            elif known is not None and known["st_shndx"] != "SHN_UNDEF":
                 references.append(Reference(symbol=symbol.name, kind="offset", offset=known["st_value"]))
             elif symbol.name in slots:
                 references.append(Reference(symbol=symbol.name, kind="got", offset=slots[symbol.name]))
             else:
                 references.append(Reference(symbol=symbol.name, kind="export", export=symbol.name))
         build_id = read_build_id(stream)
+        hooks = _hooks(new, limit)
     data = relocatable.read_bytes()
     assert build_id is not None
     manifest = Manifest(
@@ -65,6 +87,8 @@ def forge(
         functions=replaced,
         references=references,
         **more,
+        hooks=hooks,
+        format_version=version_for(hooks, references),
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
     return write_bundle(manifest, data, out)
@@ -79,3 +103,14 @@ def _got_slots(elf: ELFFile) -> dict[str, int]:
         for r in section.iter_relocations()
         if r["r_info_sym"] and r["r_info_type"] in (6, 7)
     }
+
+
+def _hooks(elf: ELFFile, limit: float) -> list[Hook]:
+    """Return the functions that podgraft.h has put into sections of their own."""
+    return [
+        Hook(kind=name.removeprefix(".podgraft."), symbol=symbol.name, limit=limit)
+        for symbol in elf.get_section_by_name(".symtab").iter_symbols()
+        if symbol["st_info"]["type"] == "STT_FUNC" and isinstance(symbol["st_shndx"], int)
+        for name in [elf.get_section(symbol["st_shndx"]).name]
+        if name.startswith(".podgraft.")
+    ]

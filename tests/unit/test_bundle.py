@@ -169,8 +169,9 @@ def extra(name: str) -> Callable[[], bytes]:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (changed(b'"format_version":1', b'"format_version":2'), Reason.BUNDLE_UNKNOWN_VERSION),
-        (changed(b'"format_version":1', b'"format_version":2,"new":1'), Reason.BUNDLE_UNKNOWN_VERSION),
+        (changed(b'"format_version":1', b'"format_version":3'), Reason.BUNDLE_UNKNOWN_VERSION),
+        (changed(b'"format_version":1', b'"format_version":3,"new":1'), Reason.BUNDLE_UNKNOWN_VERSION),
+        (changed(b'"format_version":1', b'"format_version":2'), Reason.BUNDLE_MALFORMED),
         (changed(b'"x86_64"', b'"aarch64"'), Reason.WRONG_ARCHITECTURE),
         (changed(b'"name":"demo"', b'"name":"Not a name"'), Reason.BUNDLE_MALFORMED),
         (changed(b'"name":"demo"', b'"name":"demo","surprise":1'), Reason.BUNDLE_MALFORMED),

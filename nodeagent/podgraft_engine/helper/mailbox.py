@@ -19,6 +19,7 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.helper import block as block_module
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.maps import Maps
+from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process, denied
 
 SIZE: Final = 4096
@@ -46,10 +47,14 @@ class Layout(ctypes.Structure):
 
 
 class Helper:
-    """The helper thread as its mailbox shows it; holding it locks the process against other engines."""
+    """The helper thread as its mailbox shows it; holding it locks the process against other engines.
 
-    def __init__(self, process: Process, fd: int, page: mmap.mmap) -> None:
+    address: where the mailbox lies in the target.
+    """
+
+    def __init__(self, process: Process, address: int, fd: int, page: mmap.mmap) -> None:
         self._process = process
+        self.address = address
         self._fd = fd
         self._page = page
         self._box = Layout.from_buffer(page)
@@ -177,6 +182,14 @@ def _is_mailbox(process: Process, address: int) -> bool:
     )
 
 
+def living_helper(process: Process, memory: Memory, address: int) -> int:
+    """Return the thread behind the mailbox at an address, whether it answers or not; 0 when there is none."""
+    if not address or not _is_mailbox(process, address):
+        return 0
+    tid = int.from_bytes(memory.read(address + Layout.tid.offset, 4), "little")
+    return _tid_here(process, tid)
+
+
 def _tid_here(process: Process, tid: int) -> int:
     """Return our number for a thread that knows itself as `tid`: a container has a pid name space of its own.
 
@@ -214,7 +227,7 @@ def adopt(process: Process, address: int, *, timeout: float) -> Helper | None:
         os.close(fd)
         raise Refusal(Reason.BUSY, f"another engine works on process {process.pid}") from None
     reached(Step.MAILBOX_LOCKED)
-    helper = Helper(process, fd, page)
+    helper = Helper(process, address, fd, page)
     try:
         ready = helper.answers()
     except PodgraftError:

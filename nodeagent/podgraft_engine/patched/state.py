@@ -12,6 +12,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_bundle.manifest import HookKind
 from podgraft_engine.helper.block import Block
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, protect, try_map_fixed
@@ -50,6 +51,7 @@ Address = Annotated[int, Field(ge=0, lt=2**47)]
 Size = Annotated[int, Field(ge=0, le=64 * 2**20)]
 Code = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){1,16}$")]
 Generation = Annotated[int, Field(ge=0, lt=2**31)]
+Run = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class Patchlet(Record):
@@ -110,6 +112,23 @@ class Intent(Record):
     page: PageRecord
 
 
+class HookRecord(Record):
+    """A data migration hook of one patch: where it is, and what became of it in this life of the patch.
+
+    run: number of its call in this process, 0 when there was none. It is `begun` before it is called, so that it is
+    never called twice; the control words of the room tell what came of it. limit in seconds.
+    """
+
+    kind: HookKind
+    function: str
+    address: Address
+    limit: Annotated[float, Field(gt=0, le=60)]
+    state: Literal["idle", "begun", "done", "failed"] = "idle"
+    run: Run = 0
+    reason: Reason | None = None
+    why: str = ""
+
+
 class PatchRecord(Record):
     """One patch in this process. gate: address of two words [new_from, new_until) that the stubs compare with."""
 
@@ -132,6 +151,7 @@ class PatchRecord(Record):
     trampolines: list[Address]  # pages far away, for punned jumps
     points: list[str] = []  # functions that the user declares points of quiescence
     replaced: list[Address] = []  # areas of the patches that go when this one is in; until then a revert leads to them
+    hooks: list[HookRecord] = []
     old: list[CodeRange]
     new: list[CodeRange]
     sites: list[SiteRecord]
@@ -172,6 +192,9 @@ class Document(Record):
     pages: list[PageRecord] = []
     wake: list[WakeRecord] = []
     intent: Intent | None = None
+    room: Address = 0  # where hooks are called, 0 when there is none
+    arena: Address = 0  # shadow variables
+    hook_runs: Run = 0  # the highest number of a hook's call
 
     def workspaces(self) -> list[tuple[int, int]]:
         """Return where page clones may lie: addresses and sizes."""
