@@ -107,6 +107,9 @@ def _kubelet(state: State, private: Path, number: int) -> dict[str, Any]:
         # The disk is the user's: only a really full one should evict pods.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
+        # Tests kill containers again and again; five minutes of back-off would be all that they see.
+        "featureGates": {"KubeletCrashLoopBackOffMax": True},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
     }
 
 
