@@ -1,5 +1,6 @@
 """Programs die, cables break, clocks jump: clients notice nothing, and the state converges."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from hack.cluster import disrupt, kind, local
 from hack.cluster.layout import CONTROL_PLANE, NODES, State
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
+from hack.fleet import clocks
 from hack.fleet.ledger import Ledger
 from hack.fleet.shop import Server, Shop, number_of
 from hack.fleet.system import System, engines
@@ -164,7 +166,8 @@ def test_watches_are_told_that_the_past_is_gone(shop: Shop, system: System, stat
     """Operator and agents sleep while etcd is compacted and the API server starts anew: 410 Gone for their versions."""
     shop.patch(strategy=STAGED)
     until("the first pod", lambda: shop.patched() == "1/3")
-    version = shop.kubectl.json("get", "nodepatches")["metadata"]["resourceVersion"]
+    resource = "/apis/podgraft.dev/v1alpha1/nodepatches"
+    version = json.loads(shop.kubectl.run("get", "--raw", resource))["metadata"]["resourceVersion"]
     agents = [system.process("agent", server.node) for server in clients.before.values()]
     with disrupt.standing_still(system.process("operator"), *agents):
         for turn in range(3):
@@ -172,7 +175,7 @@ def test_watches_are_told_that_the_past_is_gone(shop: Shop, system: System, stat
             shop.kubectl.run("annotate", "--overwrite", "nodepatch", "--all", f"test/turn={turn}")
         disrupt.compact(state)
         disrupt.kill(disrupt.program(state, CONTROL_PLANE, "kube-apiserver"))
-        path = f"/apis/podgraft.dev/v1alpha1/nodepatches?watch=1&timeoutSeconds=2&resourceVersion={version}"
+        path = f"{resource}?watch=1&timeoutSeconds=2&resourceVersion={version}"
         until("410 Gone", lambda: b'"code":410' in shop.kubectl.run("get", "--raw", path))
     until("a whole rollout", lambda: is_done(shop), 120)
 
@@ -183,8 +186,7 @@ def test_node_is_gone_for_good(shop: Shop, state: State, clients: Clients) -> No
     until("a whole rollout", lambda: is_done(shop))
     far = next(iter(clients.before.values()))
     number = number_of(far.node)
-    clients.lost.add(far.pod)
-    clients.ledger.collect()
+    _give_up(clients, far.node)
     local.switch_off(state, number)
     try:
         shop.kubectl.run("delete", "node", far.node)
@@ -201,12 +203,30 @@ def test_node_is_rebooted(shop: Shop, state: State, clients: Clients) -> None:
     shop.patch()
     until("a whole rollout", lambda: is_done(shop))
     far = next(iter(clients.before.values()))
-    clients.lost.add(far.pod)
-    clients.ledger.collect()
+    _give_up(clients, far.node)
     local.switch_off(state, number_of(far.node))
     local.switch_on(state, number_of(far.node))
     until("the same pod again", lambda: far.pod in shop.servers() and shop.servers()[far.pod] != far, 180)
     until("a whole rollout", lambda: is_done(shop), 120)
+
+
+@pytest.mark.parametrize(("first", "then"), [("+0", "+2h"), ("+2h", "+0")], ids=["ahead", "back"])
+@pytest.mark.usefixtures("clients")
+def test_clocks_jump(shop: Shop, system: System, first: str, then: str) -> None:
+    """The clocks of operator, agents and engines jump by two hours in the middle of the rollout: it does not fail."""
+    staged = STAGED | {"progressDeadlineSeconds": 300, "onFailure": "Revert"}
+    with clocks.settable(system, first):
+        shop.patch(strategy=staged)
+        until("the first pod", lambda: shop.patched() == "1/3")
+        clocks.set_to(then)
+        until("a whole rollout", lambda: is_done(shop))
+        shop.unpatch()
+
+
+def _give_up(clients: Clients, node: str) -> None:
+    """Expect nothing more of the pods of a node that is about to lose its power."""
+    clients.lost |= {name for name, server in clients.before.items() if server.node == node}
+    clients.ledger.collect()
 
 
 def _patched_by_now(shop: Shop) -> dict[str, int]:
