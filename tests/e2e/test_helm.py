@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from hack.cluster import kind
 from hack.cluster.layout import NODES
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
@@ -13,7 +14,11 @@ from hack.fleet.system import System
 from hack.fleet.waiting import until
 from hack.tools import run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(kind.is_usable(), reason="looks at processes of machines that are made from namespaces"),
+]
 
 
 @pytest.fixture(scope="module")
