@@ -1,7 +1,7 @@
 """Clocks of operator and agents that a test can set: libfaketime, preloaded into their containers.
 
 The time of day is one for the whole kernel (time namespaces cover the monotonic clock alone), and other programs of the
-machine need theirs.
+machine need theirs. The engine runs without it: it never asks for the time of day, and libfaketime breaks syscall(2).
 """
 
 import json
@@ -16,6 +16,7 @@ from hack.fleet.waiting import until
 
 LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
 FOLDER = "faketime"
+ENGINE = "#!/bin/sh\nunset LD_PRELOAD\nexec podgraft-engine\n"
 WORKLOADS = {"operator": "deployment/podgraft-operator", "agent": "daemonset/podgraft-agent"}
 
 
@@ -31,6 +32,8 @@ def settable(system: System, offset: str) -> Iterator[None]:
     for node in NODES:
         _folder(node).mkdir(parents=True, exist_ok=True)
         shutil.copy(LIBRARY, _folder(node))
+        (_folder(node) / "engine").write_text(ENGINE)
+        (_folder(node) / "engine").chmod(0o755)
     set_to(offset)
     for name, workload in WORKLOADS.items():
         system.kubectl.run("patch", workload, "-p", json.dumps(_preload(name)))
@@ -60,6 +63,7 @@ def _preload(container: str) -> dict[str, object]:
         "FAKETIME_NO_CACHE": "1",
         # What a machine's administrator can set is the time of day; the monotonic clock goes on.
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "PODGRAFT_ENGINE": f"/{FOLDER}/engine",
     }
     one = {
         "name": container,

@@ -213,7 +213,7 @@ def test_node_is_rebooted(shop: Shop, state: State, clients: Clients) -> None:
 @pytest.mark.parametrize(("first", "then"), [("+0", "+2h"), ("+2h", "+0")], ids=["ahead", "back"])
 @pytest.mark.usefixtures("clients")
 def test_clocks_jump(shop: Shop, system: System, first: str, then: str) -> None:
-    """The clocks of operator, agents and engines jump by two hours in the middle of the rollout: it does not fail."""
+    """The clocks of operator and agents jump by two hours in the middle of the rollout: it does not fail."""
     staged = STAGED | {"progressDeadlineSeconds": 300, "onFailure": "Revert"}
     with clocks.settable(system, first):
         shop.patch(strategy=staged)
