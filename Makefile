@@ -74,6 +74,15 @@ test-operator: install tools ## Tests against a real API server
 test-e2e: prepare ## Tests on the three-node cluster
 	@$(WITH_TOOLS) $(PYTEST) tests/e2e
 
+.PHONY: e2e
+e2e: prepare ## Everything that can be tested on the three-node cluster, with a list and times (about 25 min; ONLY=name)
+	@hack/install-packages libfaketime
+	@$(WITH_TOOLS) $(PYTEST) tests/e2e -m cluster $(if $(ONLY),-k $(ONLY))
+
+.PHONY: chaos
+chaos: prepare ## Random kills, restarts, scaling, edits and node losses under load on the three-node cluster (MINUTES=30 SEED=1)
+	@$(WITH_TOOLS) $(BIN)/python -m hack.chaos $(if $(MINUTES),--minutes=$(MINUTES)) $(if $(SEED),--seed=$(SEED))
+
 # kubectl, helm and our commands on PATH; PODGRAFT_KUBE is the binary that is kube-apiserver by its name.
 WITH_TOOLS = TOOLS=$$($(CLUSTER) path); PATH="$$TOOLS:$(abspath $(BIN)):$$PATH" \
   PODGRAFT_KUBE=$$(readlink -f "$$TOOLS/kube-apiserver")

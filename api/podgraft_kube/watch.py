@@ -55,6 +55,7 @@ async def _follow(kube: Kube, path: str, query: Mapping[str, str], version: str)
             if event["type"] == "ERROR":
                 status = event["object"]
                 if status.get("code") == 410:
+                    log.info("the past is gone: listing anew", path=path, version=version)
                     return
                 raise ApiError(int(status.get("code", 500)), status.get("reason", ""), status.get("message", ""))
             version = event["object"]["metadata"]["resourceVersion"]

@@ -56,17 +56,43 @@ def is_up(state: State) -> bool:
     return alive and _ready_nodes(state) == len(NODES)
 
 
+def switch_off(state: State, number: int) -> None:
+    """End a machine at once with all that runs on it, as a power cut does; its disk stays."""
+    with lock("cluster"):
+        processes.kill(state.record(number))
+        network.unplug(number)
+
+
+def switch_on(state: State, number: int) -> None:
+    """Start a machine that was switched off; a node is Ready some seconds later.
+
+    Raises:
+        ToolFailedError: it does not start.
+    """
+    with lock("cluster"):
+        _start(state, number)
+
+
+def first_process(state: State, number: int) -> int:
+    """Return the pid, as the host sees it, of a machine's process 1.
+
+    Raises:
+        ToolFailedError: the machine does not run.
+    """
+    outer = processes.recorded(state.record(number))
+    inner = processes.children(outer) if outer else []
+    if not inner:
+        raise ToolFailedError(f"{machine_name(number)} does not run; `make cluster-up` starts the cluster")
+    return inner[0]
+
+
 def containerd_socket(state: State, number: int) -> str:
     """Return a path of the node's containerd socket that the host can open.
 
     Raises:
         ToolFailedError: the node does not run.
     """
-    outer = processes.recorded(state.record(number))
-    inner = processes.children(outer) if outer else []
-    if not inner:
-        raise ToolFailedError(f"{machine_name(number)} does not run; `make cluster-up` starts the cluster")
-    return f"/proc/{inner[0]}/root/run/containerd/containerd.sock"
+    return f"/proc/{first_process(state, number)}/root/run/containerd/containerd.sock"
 
 
 def _start(state: State, number: int) -> None:

@@ -52,17 +52,28 @@ def _wait_for_cable() -> None:
 
 
 def supervise(programs: dict[str, list[str]], state: State, machine: str) -> None:
-    """Start the programs and bury the dead, as process 1 must; returns when a program has ended."""
+    """Start the programs and bury the dead, as process 1 must; returns when a program has ended by itself.
+
+    One that a signal ended is started again, as a service manager would: tests kill programs.
+    """
     running: dict[int, str] = {}
-    for name, command in programs.items():
-        with (state.logs / f"{machine}-{name}.log").open("w") as log:
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def start(name: str) -> None:
+        with (state.logs / f"{machine}-{name}.log").open("a") as log:
+            child = subprocess.Popen(programs[name], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         running[child.pid] = name
+
+    for name in programs:
+        start(name)
     while True:
         pid, status = os.wait()
-        if pid in running:
-            code = os.waitstatus_to_exitcode(status)
-            raise ToolFailedError(f"{running[pid]} on {machine} ended with {code}; the machine stops")
+        if pid not in running:
+            continue
+        name, code = running.pop(pid), os.waitstatus_to_exitcode(status)
+        if code >= 0:
+            raise ToolFailedError(f"{name} on {machine} ended with {code}; the machine stops")
+        say(f"{name} was ended by signal {-code}; it is started again")
+        start(name)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,16 @@ def plug_in(number: int, pid: int) -> None:
 
 def remove() -> None:
     """Remove bridge and cables, as many of them as there are."""
-    for name in (*map(veth, MACHINES), BRIDGE):
-        if (INTERFACES / name).exists():
-            _delete(name)
+    for number in MACHINES:
+        unplug(number)
+    if (INTERFACES / BRIDGE).exists():
+        _delete(BRIDGE)
+
+
+def unplug(number: int) -> None:
+    """Remove the cable of a machine, if there is one."""
+    if (INTERFACES / veth(number)).exists():
+        _delete(veth(number))
 
 
 def _delete(name: str) -> None:

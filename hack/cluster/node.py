@@ -23,6 +23,7 @@ def programs(state: State, number: int) -> dict[str, list[str]]:
     """Write the configuration of a node and return the command of each of its programs by name."""
     private, name = state.machine(number), machine_name(number)
     (private / "cni").mkdir(parents=True, exist_ok=True)
+    static_pods(state, number).mkdir(exist_ok=True)
     _write(private / "cni" / "10-bridge.conflist", _cni(number))
     _write(private / "kubelet.yaml", _kubelet(state, private, number))
     _write(private / "proxy.yaml", _proxy(state))
@@ -38,6 +39,11 @@ def programs(state: State, number: int) -> dict[str, list[str]]:
         ],
         "kube-proxy": [str(folder() / "kube-proxy"), f"--config={private}/proxy.yaml", f"--hostname-override={name}"],
     }
+
+
+def static_pods(state: State, number: int) -> Path:
+    """Return the folder of pods that the kubelet starts by itself."""
+    return state.machine(number) / "static-pods"
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
@@ -92,6 +98,7 @@ def _kubelet(state: State, private: Path, number: int) -> dict[str, Any]:
         "kind": "KubeletConfiguration",
         "address": "0.0.0.0",  # noqa: S104 # in the machine's own network namespace
         "cgroupRoot": f"/{cgroup(number)}",
+        "staticPodPath": str(static_pods(state, number)),
         "cgroupDriver": "cgroupfs",
         "failCgroupV1": False,
         "failSwapOn": False,
@@ -107,6 +114,9 @@ def _kubelet(state: State, private: Path, number: int) -> dict[str, Any]:
         # The disk is the user's: only a really full one should evict pods.
         "evictionHard": {"memory.available": "100Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         "imageGCHighThresholdPercent": 100,
+        # Tests kill containers again and again; five minutes of back-off would be all that they see.
+        "featureGates": {"KubeletCrashLoopBackOffMax": True},
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
     }
 
 

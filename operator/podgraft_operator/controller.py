@@ -3,7 +3,7 @@
 import asyncio
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import structlog
@@ -18,6 +18,7 @@ from podgraft_operator import livepatches, metrics, nodes, pace
 from podgraft_operator.bundles import BundleProblem, BundleStore, Resolved
 from podgraft_operator.census import Census, count
 from podgraft_operator.change import Wish
+from podgraft_operator.clock import Clock
 from podgraft_operator.config import Config
 from podgraft_operator.conflicts import Claim, arbitrate, claim
 from podgraft_operator.events import Recorder
@@ -50,7 +51,8 @@ class Controller:
         self.world = World(config.agent_seconds)
         self._bundles = BundleStore(kube, config, self.world.mark_all)
         self._claims: dict[str, dict[str, Claim]] = {}
-        self._gauges = Gauges(config.prometheus_urls)
+        self._clock = Clock()
+        self._gauges = Gauges(config.prometheus_urls, self._clock.now)
         self._recorder = Recorder(kube)
         self.alive_at = time.monotonic()
 
@@ -171,7 +173,7 @@ class Controller:
         counted = Wish(ref, bundle=bundle, withdrawn=before.rollout.withdrawn if before.rollout else None)
         census = count(counted, targets, self.world.placed(ref.uid))
         measured = self._measured(body, spec, before.rollout, census)
-        rollout = advance(before.rollout, pace.orders(body, spec, bundle), census, measured, datetime.now(UTC))
+        rollout = advance(before.rollout, pace.orders(body, spec, bundle), census, measured, self._clock.now())
         if rollout is not None and decided(before.rollout, rollout):
             # Before anything is done about it: a revert that is under way and not stored could be forgotten.
             self.world.see("livepatches", await livepatches.remember(self._kube, body, rollout), watched=False)
@@ -259,7 +261,7 @@ class Controller:
         done, fresh = await self._advance(wish, [])
         left = list(self.world.placed(wish.live_patch.uid))
         awaited = [one for one in left if not one.silent]
-        late = _age(body["metadata"]["deletionTimestamp"]) > self._config.revert_seconds
+        late = self._age(body["metadata"]["deletionTimestamp"]) > self._config.revert_seconds
         if not fresh or (awaited and not late):
             before = _status(body)
             status = summarize(
@@ -285,6 +287,9 @@ class Controller:
         self.world.see("livepatches", written, watched=False)
         log.info("left", open=len(left))
 
+    def _age(self, timestamp: str) -> float:
+        return (self._clock.now() - datetime.fromisoformat(timestamp)).total_seconds()
+
     async def _write_status(
         self, body: dict[str, Any], before: LivePatchStatus, status: LivePatchStatus, done: Plan
     ) -> None:
@@ -306,7 +311,3 @@ def _stable(body: dict[str, Any]) -> str:
 def _ref(body: dict[str, Any]) -> LivePatchRef:
     meta = body["metadata"]
     return LivePatchRef(namespace=meta["namespace"], name=meta["name"], uid=meta["uid"])
-
-
-def _age(timestamp: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()

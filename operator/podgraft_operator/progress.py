@@ -164,7 +164,7 @@ def _step(
     steps, health = orders.strategy.steps, orders.strategy.health
     while census.matched and not memory.complete:
         step = steps[memory.step] if memory.step < len(steps) else None
-        if step is not None and step.pause is not None and memory.pause_began is None:
+        if step is not None and step.pause is not None and not _began(memory.pause_began, now):
             seconds = step.pause.seconds
             until = _text(now + timedelta(seconds=seconds)) if seconds is not None else None
             memory = _set(memory, pause_began=_text(now), pause_until=until)
@@ -203,6 +203,11 @@ def _watch_the_clock(memory: RolloutStatus, orders: Orders, census: Census, now:
     message = f"{census.awaited} pods were begun, and none was done within {seconds} s"
     everywhere = memory.step >= len(orders.strategy.steps) and census.begun >= census.matched
     return _fail(memory, Problem(DEADLINE, message), orders, now, everywhere=everywhere)
+
+
+def _began(at: str | None, now: datetime) -> bool:
+    """Return whether a pause has begun; one of the future was written before the clock was set back."""
+    return at is not None and _time(at) <= now
 
 
 def _reached(until: str | None, now: datetime) -> bool:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -37,7 +37,8 @@ class NoAnswer(Exception):
 class Gauges:
     """The last answer for each LivePatch that is being rolled out; asks again when it is old."""
 
-    def __init__(self, allowed: str) -> None:
+    def __init__(self, allowed: str, now: Callable[[], datetime]) -> None:
+        self._now = now
         self._allowed = {one.strip().rstrip("/") for one in allowed.split(",")}
         self._known: dict[str, tuple[Prometheus, Measurement]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -50,8 +51,8 @@ class Gauges:
             self.forget(uid)
             last = None
         if query.url.rstrip("/") not in self._allowed:
-            return Measurement(datetime.now(UTC), passed=False, problem=_not_allowed(query.url))
-        fresh = last is not None and (datetime.now(UTC) - last.asked_at).total_seconds() < INTERVAL_SECONDS
+            return Measurement(self._now(), passed=False, problem=_not_allowed(query.url))
+        fresh = last is not None and (self._now() - last.asked_at).total_seconds() < INTERVAL_SECONDS
         if not fresh and uid not in self._tasks:
             self._tasks[uid] = asyncio.create_task(self._ask(uid, query, answered), name=f"prometheus {uid}")
         return last
@@ -65,7 +66,7 @@ class Gauges:
             task.cancel()
 
     async def _ask(self, uid: str, query: Prometheus, answered: Callable[[], None]) -> None:
-        asked_at = datetime.now(UTC)
+        asked_at = self._now()
         try:
             problem = verdict(query, await ask(query))
             self._lost.pop(uid, None)

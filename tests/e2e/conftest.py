@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,3 +33,23 @@ def kubeconfig() -> Iterator[Path]:
 def kubectl(kubeconfig: Path) -> Kubectl:
     """Kubectl in the demo's namespace; podgraft is not installed yet."""
     return Kubectl(kubeconfig, on_cluster.NAMESPACE)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Keep a test's sentence with its report."""
+    outcome: Any = yield
+    outcome.get_result().sentence = (item.obj.__doc__ or item.name).strip().partition("\n")[0]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was tested on the cluster, sentence by sentence, with the seconds that it took."""
+    reports = [one for kind in ("passed", "failed", "error") for one in terminalreporter.getreports(kind)]
+    ours = {one.nodeid for one in reports if hasattr(one, "sentence") and "e2e/" in one.nodeid}
+    terminalreporter.section("on the cluster")
+    for name in sorted(ours):
+        mine = [one for one in reports if one.nodeid == name]
+        seconds = sum(one.duration for one in mine)
+        good = not any(one.failed for one in mine)
+        where = name.partition("e2e/")[2].partition("::")[0]
+        terminalreporter.line(f"{'ok' if good else 'FAILED':6} {seconds:6.1f} s  {where:22} {mine[0].sentence}")

@@ -69,7 +69,9 @@ class Api:
                 said: Json = json.loads(answer.read())
                 return said
         except urllib.error.HTTPError as error:
-            raise Refused(error.code, json.loads(error.read())) from error
+            text = error.read()
+            # A path that nobody serves is answered by plain text.
+            raise Refused(error.code, json.loads(text) if text.startswith(b"{") else {"message": text}) from error
 
     def get(self, path: str) -> Json:
         return self.call("GET", path)

@@ -41,12 +41,18 @@ def pods(objects: list[Json]) -> dict[str, Json]:
     }
 
 
+def hook(objects: list[Json]) -> Json:
+    """Return the one Job."""
+    (job,) = [body for body in objects if body["kind"] == "Job"]
+    return job
+
+
 def test_there_is_nothing_else_that_runs(rendered: tuple[str, list[Json]]) -> None:
-    """One Deployment, one DaemonSet, one container each; no Service, no webhook, no Secret, no Job."""
+    """One Deployment, one DaemonSet, one container each; no Service, webhook or Secret; one Job, for helm."""
     _, objects = rendered
     kinds = {body["kind"] for body in objects}
     assert kinds == {
-        "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet", "Deployment", "Role", "RoleBinding",
+        "ClusterRole", "ClusterRoleBinding", "ConfigMap", "DaemonSet", "Deployment", "Job", "Role", "RoleBinding",
         "ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
     }  # fmt: skip
     assert pods(objects).keys() == {AGENT, OPERATOR}
@@ -116,7 +122,7 @@ def test_tokens_are_asked_for(rendered: tuple[str, list[Json]]) -> None:
     """A pod that somebody else gives our accounts gets no token by itself."""
     _, objects = rendered
     accounts = [body for body in objects if body["kind"] == "ServiceAccount"]
-    assert [body["automountServiceAccountToken"] for body in accounts] == [False, False]
+    assert [body["automountServiceAccountToken"] for body in accounts] == [False, False, False]
     assert all(spec["automountServiceAccountToken"] is True for spec in pods(objects).values())
 
 
@@ -175,3 +181,29 @@ def test_what_is_no_public_key_is_refused_and_not_shown(tmp_path: Path) -> None:
         assert private.splitlines()[1] not in said
     assert "trust.keys[1] is no ed25519 public key" in template(tmp_path, keys=[public, private])[1]
     assert one(template(tmp_path, allowUnsigned=True)[0], "ConfigMap", "podgraft-trust")["data"] is None
+
+
+def test_hook(rendered: tuple[str, list[Json]]) -> None:
+    """What runs at helm uninstall has no privileges, no Secrets, and limits of time and memory."""
+    job = hook(rendered[1])
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete"
+    assert job["spec"]["activeDeadlineSeconds"]
+    spec = job["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["resources"]["limits"]["memory"]
+    assert not spec.keys() & {"hostPID", "hostNetwork", "hostIPC", "volumes"}
+
+
+@pytest.mark.parametrize(("patches", "verb"), [("Keep", "patch"), ("Revert", "delete")])
+def test_hook_may_do_what_it_is_for(patches: str, verb: str) -> None:
+    """LivePatches and the operator's own Deployment, nothing else; it exists only while helm uninstalls."""
+    objects = render(f"uninstall.patches={patches}")
+    mine = [body for body in objects if body["metadata"]["name"] == "podgraft-uninstall"]
+    assert all(body["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete" for body in mine)
+    rules = one(mine, "ClusterRole", "podgraft-uninstall")["rules"]
+    assert rules == [{"apiGroups": ["podgraft.dev"], "resources": ["livepatches"], "verbs": ["list", verb]}]
+    assert any(body["kind"] == "Role" for body in mine) is (patches == "Keep")

@@ -58,6 +58,17 @@ def test_way_through_the_steps() -> None:
     assert (done.complete, done.stable) == (True, A)
 
 
+def test_a_clock_that_was_set_back_makes_no_pause_longer() -> None:
+    """A pause that began in what is now the future ends its own length from now, whoever wrote its times."""
+    given = orders()
+    pause = go(go(None, given, pods(0), 7200), given, pods(1), 7210)
+    assert pause.pause_until == "2026-01-01T02:01:10.000Z"
+    again = go(pause, given, pods(1), 0)
+    assert (again.step, again.pause_until) == (1, "2026-01-01T00:01:00.000Z")
+    assert go(again, given, pods(1), 59).step == 1
+    assert go(again, given, pods(1), 60).step == 2
+
+
 def test_old_request_ends_no_later_pause() -> None:
     """A resume that came when nothing was paused is used up."""
     given = asked(orders(steps=[{"pods": 1}, {"pause": {}}]), resume="early")

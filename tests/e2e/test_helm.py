@@ -1,0 +1,116 @@
+"""The chart is upgraded, rolled back and uninstalled while patches are in place and clients go on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hack.cluster import kind
+from hack.cluster.layout import NODES
+from hack.demo import on_cluster
+from hack.demo.kubernetes import Kubectl
+from hack.fleet.shop import PATCH, Server, Shop
+from hack.fleet.system import System
+from hack.fleet.waiting import until
+from hack.tools import run
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(kind.is_usable(), reason="looks at processes of machines that are made from namespaces"),
+]
+
+
+@pytest.fixture(scope="module")
+def shop(kubectl: Kubectl) -> Iterator[Shop]:
+    on_cluster.install(kubectl.kubeconfig)
+    shop = Shop(Kubectl(kubectl.kubeconfig, "helm"))
+    shop.close()
+    shop.open()
+    yield shop
+    on_cluster.install(kubectl.kubeconfig)
+    shop.close()
+
+
+@pytest.fixture
+def patched(shop: Shop) -> dict[str, Server]:
+    """Three patched pods; returns their servers."""
+    shop.patch()
+    until("a whole rollout", lambda: is_done(shop))
+    return shop.servers()
+
+
+def is_done(shop: Shop, pods: int = 3) -> bool:
+    return shop.is_ready() and shop.patched() == f"{pods}/{pods}" and set(shop.generations().values()) == {1}
+
+
+def helm(kubeconfig: Path, *words: str) -> None:
+    run("helm", f"--kubeconfig={kubeconfig}", *words, f"--namespace={on_cluster.SYSTEM}", "--wait", "--timeout=300s")
+
+
+def revision(kubeconfig: Path) -> int:
+    history = run("helm", f"--kubeconfig={kubeconfig}", "history", "podgraft", f"--namespace={on_cluster.SYSTEM}")
+    return int(history.strip().splitlines()[-1].split()[0])
+
+
+def test_upgrade_and_rollback(shop: Shop, patched: dict[str, Server], kubeconfig: Path) -> None:
+    """`helm upgrade` and `helm rollback` replace operator and agents: what is patched stays, new pods get it."""
+    system = System(kubeconfig)
+    old, before = system.process("operator"), revision(kubeconfig)
+    on_cluster.install(kubeconfig, "--set=agent.scanSeconds=4,operator.agentSeconds=30")
+    until("a new operator", lambda: system.is_whole(len(NODES)) and system.process("operator") != old)
+    assert shop.servers() == patched
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=4")
+    until("the patch in the new pod", lambda: is_done(shop, 4), 120)
+    helm(kubeconfig, "rollback", "podgraft", str(before))
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=5")
+    until("the patch in the new pod", lambda: is_done(shop, 5), 120)
+    servers = shop.servers()
+    assert {name: servers.get(name) for name in patched} == patched
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=3")
+    until("three servers", lambda: len(shop.servers()) == 3)
+    until("a whole rollout", lambda: is_done(shop))
+
+
+def test_uninstall_keeps(shop: Shop, patched: dict[str, Server], kubeconfig: Path) -> None:
+    """With uninstall.patches=Keep all goes but the patches; the next installation takes them over, and can revert."""
+    helm(kubeconfig, "uninstall", "podgraft")
+    system = System(kubeconfig)
+    until("nothing of ours that runs", lambda: not system.kubectl.json("get", "pods")["items"])
+    left = shop.kubectl.json("get", "livepatch", PATCH)["metadata"]
+    assert "finalizers" not in left
+    assert set(shop.generations().values()) == {1}
+    on_cluster.install(kubeconfig)
+    until("a whole rollout", lambda: is_done(shop))
+    assert shop.kubectl.json("get", "livepatch", PATCH)["metadata"]["uid"] == left["uid"]
+    assert shop.servers() == patched
+    shop.unpatch()
+    until("old code everywhere", lambda: set(shop.generations().values()) == {0})
+
+
+def test_uninstall_reverts(shop: Shop, patched: dict[str, Server], kubeconfig: Path) -> None:
+    """With uninstall.patches=Revert every LivePatch is deleted and reverted before operator and agents go."""
+    on_cluster.install(kubeconfig, "--set=uninstall.patches=Revert")
+    helm(kubeconfig, "uninstall", "podgraft")
+    assert set(shop.generations().values()) == {0}
+    assert shop.kubectl.json("get", "livepatches")["items"] == []
+    assert shop.servers() == patched
+
+
+def test_uninstall_with_nothing_to_revert_with(shop: Shop, kubeconfig: Path) -> None:
+    """With uninstall.patches=Revert and an agent that cannot revert, the release stays, and so does what is patched."""
+    system = System(kubeconfig)
+    on_cluster.install(kubeconfig, "--set=uninstall.patches=Revert,uninstall.seconds=15")
+    shop.patch()
+    until("a whole rollout", lambda: is_done(shop))
+    # No node has this label: the agents go, and nobody is left who reverts.
+    select = '{"spec": {"template": {"spec": {"nodeSelector": {"nowhere": "yes"}}}}}'
+    system.kubectl.run("patch", "daemonset", "podgraft-agent", "-p", select)
+    until("no agents", lambda: system.pod("agent") is None)
+    with pytest.raises(Exception, match="hook"):
+        helm(kubeconfig, "uninstall", "podgraft")
+    assert system.pod("operator") is not None
+    assert set(shop.generations().values()) == {1}
+    on_cluster.install(kubeconfig)
+    until("old code everywhere", lambda: set(shop.generations().values()) == {0})
+    until("no LivePatch", lambda: not shop.kubectl.json("get", "livepatches")["items"])
