@@ -16,6 +16,8 @@ Json = dict[str, Any]
 MERGE_PATCH = "application/merge-patch+json"
 JSON = "application/json"
 REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
+# Objects in one answer; a pod may have 20 KiB, and thrice that when it is parsed.
+PAGE = "250"
 # Bookmarks come about once a minute: a stream that is silent for longer is dead.
 SILENCE_SECONDS = 90
 
@@ -102,6 +104,16 @@ class Kube:
     async def get(self, path: str, **query: str) -> Json:
         """Read one object or a list."""
         return await self.request("GET", path, **query)
+
+    async def pages(self, path: str, **query: str) -> AsyncIterator[Json]:
+        """Yield a collection as it was at one moment, some objects at a time: the whole of it may not fit in memory."""
+        token = ""
+        while True:
+            page = await self.get(path, limit=PAGE, **query, **({"continue": token} if token else {}))
+            yield page
+            token = page["metadata"].get("continue", "")
+            if not token:
+                return
 
     async def find(self, path: str) -> Json | None:
         """Read one object, None when there is none."""

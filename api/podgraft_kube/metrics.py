@@ -1,4 +1,6 @@
-"""What the operator and the agent measure alike, and the port on which Prometheus reads it."""
+"""What the operator and the agent measure alike, and the ports on which Prometheus and the kubelet read."""
+
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from prometheus_client import (
@@ -38,9 +40,27 @@ async def serve_metrics(port: int) -> web.AppRunner:
 
     # A second series for each counter and histogram, which nobody asks for.
     disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types for it
+    return await _serve("/metrics", metrics, port)
+
+
+async def serve_health(problem: Callable[[], str | None], port: int) -> web.AppRunner:
+    """Serve /healthz in this event loop: 200, or 500 with the problem, for which the kubelet restarts us.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    async def health(_: web.Request) -> web.Response:
+        wrong = problem()
+        return web.Response(text=f"{wrong or 'ok'}\n", status=500 if wrong else 200)
+
+    return await _serve("/healthz", health, port)
+
+
+async def _serve(path: str, handler: Callable[[web.Request], Awaitable[web.Response]], port: int) -> web.AppRunner:
     app = web.Application()
-    app.add_routes([web.get("/metrics", metrics)])
+    app.add_routes([web.get(path, handler)])
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - Prometheus comes from elsewhere
+    await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - Prometheus and the kubelet come from elsewhere
     return runner

@@ -19,21 +19,27 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Change:
-    """`listed`: the whole collection as it is now; else one object that was set or deleted."""
+    """`listed`: a page of the whole collection as it was at `version`; else one object that was set or deleted."""
 
     kind: Literal["listed", "set", "deleted"]
     objects: list[Json]
+    first: bool = True
+    last: bool = True
+    version: str = ""
 
 
 async def watch(kube: Kube, path: str, query: Mapping[str, str] | None = None) -> AsyncIterator[Change]:
-    """Yield a `listed` change first and after every gap, then single changes; ends only by cancellation."""
+    """Yield `listed` changes first and after every gap, then single ones; ends only by cancellation."""
     backoff = 0.5
     while True:
         try:
-            listed = await kube.get(path, **(query or {}))
-            yield Change("listed", listed.get("items", []))
+            version = ""
+            async for page in kube.pages(path, **(query or {})):
+                meta, first = page["metadata"], not version
+                version = meta["resourceVersion"]
+                yield Change("listed", page.get("items", []), first, not meta.get("continue"), version)
             backoff = 0.5
-            async for change in _follow(kube, path, query or {}, listed["metadata"]["resourceVersion"]):
+            async for change in _follow(kube, path, query or {}, version):
                 yield change
         except (ApiError, *UNAVAILABLE) as error:
             # 401 and 403 as well: tokens and roles are repaired while we wait, and the pod's probe tells.

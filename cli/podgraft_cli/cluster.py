@@ -18,7 +18,6 @@ from podgraft_api.selectors import selector_text
 from podgraft_kube.client import ApiError, Json, Kube
 
 GROUP = f"/apis/{API_VERSION}"
-PAGE = 500
 
 
 class Work(Report):
@@ -89,15 +88,7 @@ class Access:
 
     async def listed(self, path: str, **query: str) -> list[Json]:
         """Read a collection page by page."""
-        found: list[Json] = []
-        following: dict[str, str] = {}
-        while True:
-            page = await self.kube.get(path, limit=str(PAGE), **query, **following)
-            found += page["items"]
-            token = page["metadata"].get("continue")
-            if not token:
-                return found
-            following = {"continue": token}
+        return [body async for page in self.kube.pages(path, **query) for body in page["items"]]
 
     async def _allowed(self, path: str, query: dict[str, str]) -> list[Json] | None:
         try:

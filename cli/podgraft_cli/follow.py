@@ -64,14 +64,15 @@ class Picture:
 
     async def _node_patches(self) -> None:
         async for change in watch(self._access.kube, f"/apis/{API_VERSION}/{NODE_PATCHES}"):
-            if change.kind == "listed":
+            if change.kind == "listed" and change.first:
                 self._nodes = {}
             for body in change.objects:
                 if change.kind == "deleted":
                     self._nodes.pop(body["metadata"]["name"], None)
                 else:
                     self._nodes[body["metadata"]["name"]] = body
-            self._hear("node patches")
+            if change.last:
+                self._hear("node patches")
 
     def _hear(self, what: str) -> None:
         self._heard.add(what)

@@ -5,27 +5,24 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 
 import structlog
-from aiohttp import web
 
 from podgraft_agent.bundles import BundleCache
 from podgraft_agent.config import Config, read_config
-from podgraft_agent.engine import Outcome, run_engine
+from podgraft_agent.engine import run_engine
 from podgraft_agent.finder import Finder
 from podgraft_agent.node import Node
 from podgraft_agent.status import StatusWriter
-from podgraft_agent.worker import Tools
+from podgraft_agent.worker import Engine, Tools
 from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import PLURAL
-from podgraft_bundle.protocol import Event, Request
 from podgraft_bundle.trust import read_trust
 from podgraft_kube.client import Json, Kube
 from podgraft_kube.logs import configure_logs
-from podgraft_kube.metrics import BUILD, observe, serve_metrics
+from podgraft_kube.metrics import BUILD, observe, serve_health, serve_metrics
 from podgraft_kube.watch import watch
 
 PATH = f"/apis/{API_VERSION}/{PLURAL}"
@@ -44,19 +41,19 @@ def main() -> None:
 class Agent:
     """Joins the watch, the node and the status writer."""
 
-    def __init__(self, kube: Kube, config: Config) -> None:
+    def __init__(self, kube: Kube, config: Config, finder: Finder, engine: Engine) -> None:
         self._kube, self._config = kube, config
         trust = read_trust(config.trust_dir, allow_unsigned=config.allow_unsigned)
         self._bundles = BundleCache(kube, config.namespace, config.cache_dir, trust)
         self._changed = asyncio.Event()
         self._asked = asyncio.Event()
         tools = Tools(
-            run=partial(_engine, config.engine),
+            run=engine,
             bundle=self._bundles.path,
             changed=self._changed.set,
             slots=asyncio.Semaphore(config.parallel),
         )
-        self.node = Node(Finder(config.proc), tools)
+        self.node = Node(finder, tools)
         self._writer = StatusWriter(kube, f"{PATH}/{config.node}", config)
         self.alive_at = time.monotonic()
 
@@ -93,9 +90,10 @@ class Agent:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), self._config.heartbeat_seconds)
+            # Before the write: most patches are done by then, and their beginning and end are one request.
+            await asyncio.sleep(self._config.status_seconds)
             self._changed.clear()
             await self._writer.write(self.node.status())
-            await asyncio.sleep(self._config.status_seconds)
 
     async def last_words(self) -> None:
         """Write what is known and stop the workers; short, for the kubelet waits."""
@@ -105,11 +103,10 @@ class Agent:
             async with asyncio.timeout(1.5):
                 await self._writer.write(status)
 
-    async def health(self, _: web.Request) -> web.Response:
-        """Answer the probe: 200 while the loop turns."""
+    def problem(self) -> str | None:
+        """Return what the probe must know: that the loop does not turn any more."""
         quiet = time.monotonic() - self.alive_at
-        text = f"last looked {quiet:.0f} s ago\n"
-        return web.Response(text=text, status=200 if quiet < STUCK_SECONDS else 500)
+        return f"last looked {quiet:.0f} s ago" if quiet > STUCK_SECONDS else None
 
 
 async def run(config: Config) -> None:
@@ -118,8 +115,8 @@ async def run(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with await Kube.connect(observe) as kube:
-        agent = Agent(kube, config)
-        servers = [await _serve(agent, config.health_port), await serve_metrics(config.metrics_port)]
+        agent = Agent(kube, config, Finder(config.proc), partial(run_engine, config.engine))
+        servers = [await serve_health(agent.problem, config.health_port), await serve_metrics(config.metrics_port)]
         log.info("agent is up", version=version("podgraft"))
         parts = {asyncio.create_task(part) for part in (agent.follow(), agent.look(), agent.answer())}
         ending = asyncio.create_task(stop.wait())
@@ -131,16 +128,3 @@ async def run(config: Config) -> None:
             await server.cleanup()
         for one in done - {ending}:
             one.result()
-
-
-async def _serve(agent: Agent, port: int) -> web.AppRunner:
-    app = web.Application()
-    app.add_routes([web.get("/healthz", agent.health)])
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - probes come from the node
-    return runner
-
-
-async def _engine(command: str, request: Request, on_event: Callable[[Event], None]) -> Outcome:
-    return await run_engine(command, request, on_event)

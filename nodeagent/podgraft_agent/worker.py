@@ -30,6 +30,7 @@ OPS: dict[Desired, Literal["apply", "revert"]] = {Desired.APPLIED: "apply", Desi
 GONE = frozenset({Reason.NO_SUCH_PROCESS, Reason.PROCESS_EXITED, Reason.MODULE_NOT_MAPPED})
 
 log = structlog.get_logger(__name__)
+Engine = Callable[[Request, Callable[[Event], None]], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Goal:
 class Tools:
     """What all workers of a node share."""
 
-    run: Callable[[Request, Callable[[Event], None]], Awaitable[Outcome]]
+    run: Engine
     bundle: Callable[[BundleRef], Awaitable[Path]]
     changed: Callable[[], None]
     slots: asyncio.Semaphore

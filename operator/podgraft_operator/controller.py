@@ -10,7 +10,6 @@ import structlog
 from pydantic import ValidationError
 
 from podgraft_api.livepatch import FINALIZER, LivePatchSpec, LivePatchStatus
-from podgraft_api.model import API_VERSION
 from podgraft_api.nodepatch import LivePatchRef
 from podgraft_api.progress import RolloutStatus
 from podgraft_kube.client import UNAVAILABLE, ApiError, Kube
@@ -31,15 +30,12 @@ from podgraft_operator.rollout import Plan, plan
 from podgraft_operator.summary import AGENT_SILENT, summarize
 from podgraft_operator.targets import matches, selector_problem, target
 from podgraft_operator.turns import Turn
+from podgraft_operator.watches import compare
 from podgraft_operator.world import KINDS, Key, World
 
-COALESCE_SECONDS = 0.3
+COALESCE_SECONDS, MAX_COALESCE_SECONDS = 0.3, 2.0
 RETRY_SECONDS = 2.0
-LISTS = {
-    "livepatches": (f"/apis/{API_VERSION}/livepatches", {}),
-    "nodepatches": (f"/apis/{API_VERSION}/nodepatches", {}),
-    "pods": ("/api/v1/pods", {"fieldSelector": "status.phase=Running"}),
-}
+STUCK_SECONDS = 120.0
 log = structlog.get_logger(__name__)
 
 
@@ -57,34 +53,47 @@ class Controller:
         self.alive_at = time.monotonic()
 
     async def run(self) -> None:
-        """Loop until cancelled."""
+        """Loop until cancelled, from when everything was listed: half of the picture would look like vanished pods."""
+        await self.world.ready.wait()
         compared = -self._config.resync_seconds
         while True:
             try:
                 if time.monotonic() - compared >= self._config.resync_seconds:
                     await self._compare()
                     compared = time.monotonic()
+                began = time.monotonic()
                 await self._look()
                 self.alive_at = time.monotonic()
-                await self._wait()
+                await self._wait(self.alive_at - began)
             except (ApiError, *UNAVAILABLE) as error:
                 log.warning("the API server did not do what was asked", error=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _wait(self) -> None:
-        """Wait for something to happen, at most a tick, and a moment more so that one look serves many."""
+    def problem(self) -> str | None:
+        """Return what the liveness probe must know: a loop that stands, a watch that does not tell what lists show."""
+        quiet = time.monotonic() - self.alive_at
+        if quiet > STUCK_SECONDS:
+            return f"the loop has not turned for {quiet:.0f} s"
+        owed = {kind: self.world.owed(kind, STUCK_SECONDS) for kind in KINDS}
+        late = [f"the watch of {kind} has not told {count} changes" for kind, count in owed.items() if count]
+        return "; ".join(late) or None
+
+    async def _wait(self, took: float) -> None:
+        """Wait for something to happen, at most a tick, and a moment more so that one look serves many.
+
+        A look at a large fleet takes long and is followed by a longer moment: more answers come in, and fewer requests
+        carry what they lead to.
+        """
         try:
             await asyncio.wait_for(self.world.changed.wait(), self._config.tick_seconds)
         except TimeoutError:
             self.world.mark_all()
-        await asyncio.sleep(COALESCE_SECONDS)
+        await asyncio.sleep(min(max(COALESCE_SECONDS, took), MAX_COALESCE_SECONDS))
         self.world.changed.clear()
 
     async def _compare(self) -> None:
         for kind in KINDS:
-            path, query = LISTS[kind]
-            listed = await self._kube.get(path, **query)
-            self.world.compare(kind, listed["items"], int(listed["metadata"]["resourceVersion"]))
+            await compare(self._kube, self.world, kind)
         self.world.mark_all()
         self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}

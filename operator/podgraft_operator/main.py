@@ -1,21 +1,21 @@
-"""`podgraft-operator`: kopf's watches and our loop, side by side until one of them ends."""
+"""`podgraft-operator`: watches and the loop, side by side until one of them ends."""
 
 import asyncio
 import os
 import signal
 from importlib.metadata import version
 
-import kopf
 import structlog
 from prometheus_client import REGISTRY
 
 from podgraft_kube.client import Kube
 from podgraft_kube.logs import configure_logs
-from podgraft_kube.metrics import BUILD, observe, serve_metrics
-from podgraft_operator import handlers
+from podgraft_kube.metrics import BUILD, observe, serve_health, serve_metrics
 from podgraft_operator.config import Config, read_config
 from podgraft_operator.controller import Controller
 from podgraft_operator.metrics import WorldCollector
+from podgraft_operator.watches import follow
+from podgraft_operator.world import KINDS
 
 log = structlog.get_logger(__name__)
 
@@ -35,25 +35,19 @@ async def run(config: Config) -> None:
     async with await Kube.connect(observe) as kube:
         controller = Controller(kube, config)
         REGISTRY.register(WorldCollector(controller.world))
-        metrics = await serve_metrics(config.metrics_port)
+        servers = [
+            await serve_metrics(config.metrics_port),
+            await serve_health(controller.problem, config.liveness_port),
+        ]
         log.info("operator is up", version=version("podgraft"))
-        registry = kopf.OperatorRegistry()
-        handlers.register(registry, controller)
-        watches = kopf.operator(
-            registry=registry,
-            settings=handlers.settings(),
-            standalone=True,
-            clusterwide=True,
-            liveness_endpoint=f"http://0.0.0.0:{config.liveness_port}/healthz",
-            stop_flag=stop,
-        )
-        loop = asyncio.create_task(controller.run())
-        serving = asyncio.create_task(watches)
-        await asyncio.wait({loop, serving}, return_when=asyncio.FIRST_COMPLETED)
-        stop.set()
-        loop.cancel()
-        outcomes = await asyncio.gather(serving, loop, return_exceptions=True)
-        await metrics.cleanup()
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
-            raise outcome
+        parts = {asyncio.create_task(follow(kube, controller.world, kind)) for kind in KINDS}
+        parts.add(asyncio.create_task(controller.run()))
+        ending = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait(parts | {ending}, return_when=asyncio.FIRST_COMPLETED)
+        for part in parts:
+            part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
+        for server in servers:
+            await server.cleanup()
+        for one in done - {ending}:
+            one.result()

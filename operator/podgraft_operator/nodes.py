@@ -1,5 +1,6 @@
 """Writing NodePatches: one request for a node, guarded by the resource version that was looked at."""
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -12,33 +13,51 @@ from podgraft_kube.client import ApiError, Kube
 from podgraft_operator.change import Change
 from podgraft_operator.world import World
 
+# The requests of a large rollout wait for the network, one after the other, if they are not under way together.
+AT_A_TIME = 16
 PATH = f"/apis/{API_VERSION}/{PLURAL}"
 log = structlog.get_logger(__name__)
 
 
 async def write(kube: Kube, world: World, changes: Iterable[Change]) -> bool:
-    """Write the changes of all nodes; False when a node was written by somebody else meanwhile: look again."""
+    """Write the changes of all nodes, some at a time; False when somebody else wrote one meanwhile: look again.
+
+    Raises:
+        ApiError, or one of podgraft_kube.client.UNAVAILABLE: the first of those met, when all writes have ended.
+    """
     by_node: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
         by_node[change.node].append(change)
-    fresh = True
-    for node, mine in by_node.items():
-        try:
-            await _write_node(kube, world, node, mine)
-        except ApiError as error:
-            if error.status not in {404, 409}:
-                raise
-            log.info("node patch changed meanwhile", node=node, error=error.reason)
-            await _reread(kube, world, node)
-            fresh = False
-    return fresh
+    waiting = iter(by_node.items())
+
+    async def work() -> bool:
+        # One that fails takes no more: with an API server that is away, that is soon the end.
+        return all([await _try_node(kube, world, node, mine) for node, mine in waiting])
+
+    outcomes = await asyncio.gather(*(work() for _ in range(AT_A_TIME)), return_exceptions=True)
+    for one in outcomes:
+        if isinstance(one, BaseException):
+            raise one
+    return all(outcomes)
+
+
+async def _try_node(kube: Kube, world: World, name: str, changes: list[Change]) -> bool:
+    try:
+        await _write_node(kube, world, name, changes)
+    except ApiError as error:
+        if error.status not in {404, 409}:
+            raise
+        log.info("node patch changed meanwhile", node=name, error=error.reason)
+        await _reread(kube, world, name)
+        return False
+    return True
 
 
 async def _write_node(kube: Kube, world: World, name: str, changes: list[Change]) -> None:
     known = world.nodes.get(name)
     items: dict[str, Item] = {one.id: one for one in known.items} if known is not None else {}
     # The generation that this write will make: it grows with every write, so a version never comes back.
-    version = known.body["metadata"]["generation"] + 1 if known is not None else 1
+    version = known.meta["generation"] + 1 if known is not None else 1
     for change in changes:
         _say(name, change, items.pop(change.id, None))
         if change.item is not None:
@@ -48,13 +67,13 @@ async def _write_node(kube: Kube, world: World, name: str, changes: list[Change]
         if items:
             world.see("nodepatches", await kube.create(PATH, _new(name, spec)), watched=False)
         return
-    meta = {key: known.body["metadata"][key] for key in ("uid", "resourceVersion")}
+    meta = {key: known.meta[key] for key in ("uid", "resourceVersion")}
     if items:
         body = await kube.patch(f"{PATH}/{name}", {"metadata": meta, "spec": spec})
         world.see("nodepatches", body, watched=False)
     else:
         await kube.delete(f"{PATH}/{name}", {"preconditions": meta})
-        world.see("nodepatches", known.body, deleted=True, watched=False)
+        world.see("nodepatches", {"metadata": known.meta}, deleted=True, watched=False)
 
 
 def _say(node: str, change: Change, before: Item | None) -> None:
@@ -80,4 +99,4 @@ async def _reread(kube: Kube, world: World, name: str) -> None:
     if body is not None:
         world.see("nodepatches", body, watched=False)
     elif known is not None:
-        world.see("nodepatches", known.body, deleted=True, watched=False)
+        world.see("nodepatches", {"metadata": known.meta}, deleted=True, watched=False)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from podgraft_api.livepatch import LabelSelector
@@ -23,6 +24,11 @@ class Container:
     id: str
     started: str
 
+    @cached_property
+    def ref(self) -> ContainerRef:
+        """The reference that an item carries; made once, for every look needs it."""
+        return ContainerRef(name=self.name, id=self.id)
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -40,9 +46,9 @@ class Pod:
     ready: bool = True
     restarts: int = 0
 
-    @property
+    @cached_property
     def ref(self) -> PodRef:
-        """The reference that an item carries."""
+        """The reference that an item carries; made once, for every look needs it."""
         return PodRef(namespace=self.namespace, name=self.name, uid=self.uid)
 
 
@@ -139,7 +145,7 @@ def matches(selector: LabelSelector, labels: Mapping[str, str]) -> bool:
 def chosen(pod: Pod, names: tuple[str, ...], started_before: str | None) -> tuple[ContainerRef, ...]:
     """Return the pod's containers that are named (all when no name is given) and started early enough."""
     return tuple(
-        ContainerRef(name=one.name, id=one.id)
+        one.ref
         for one in sorted(pod.containers, key=lambda one: one.name)
         if (not names or one.name in names) and (started_before is None or one.started <= started_before)
     )

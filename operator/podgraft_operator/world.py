@@ -1,13 +1,13 @@
 """What the operator has seen, as the watches tell it, and which LivePatches must be looked at.
 
-The watches are kopf's. An object that vanished while a watch was broken is not told by them, so the world is
-also compared with a full list now and then; that shows a dead watch as well.
+An object that vanished while a watch was broken is not told by it, so each watch begins with a list. Now and then
+the world is compared with a list all the same: that shows a watch that is dead.
 """
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -24,9 +24,12 @@ BUSY = frozenset({Phase.PENDING, Phase.APPLYING, Phase.REVERTING})
 
 @dataclass
 class Node:
-    """One NodePatch. heard: when its status last changed; asked: when its spec did (monotonic seconds)."""
+    """One NodePatch. heard: when its status last changed; asked: when its spec did (monotonic seconds).
 
-    body: dict[str, Any]
+    meta: of the object's metadata what a write needs; the whole object would be kept twice, here and parsed.
+    """
+
+    meta: dict[str, Any]
     parsed: NodePatch
     heard: float
     asked: float
@@ -52,6 +55,9 @@ class World:
     # What a list or our own write has shown and the watch not yet: version, and since when.
     unheard: dict[tuple[Kind, str], tuple[int, float]] = field(default_factory=dict)
     deleted: set[tuple[Kind, str]] = field(default_factory=set)
+    # Set when the watch of each kind has told all that there is.
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    _listed: set[Kind] = field(default_factory=set)
 
     def see(self, kind: Kind, body: dict[str, Any], *, deleted: bool = False, watched: bool = True) -> None:
         """Take in one object; watched: from the watch, else from a list or the answer to a write."""
@@ -75,12 +81,14 @@ class World:
         late = time.monotonic() - seconds
         return sum(one == kind and since < late for (one, _), (_, since) in self.unheard.items())
 
-    def compare(self, kind: Kind, bodies: Iterable[dict[str, Any]], version: int) -> None:
-        """Take in a full list of this version; forget what is older and not in it."""
-        there = set()
-        for body in bodies:
-            there.add(body["metadata"]["uid"])
-            self.see(kind, body, watched=False)
+    def listed(self, kind: Kind) -> None:
+        """Note that a watch has told all objects of a kind once."""
+        self._listed.add(kind)
+        if self._listed == set(KINDS):
+            self.ready.set()
+
+    def only(self, kind: Kind, there: Container[str], version: int) -> None:
+        """Forget what is older than a list of this version and not in it; `there` are the uids that are."""
         known = [uid for (one, uid), seen in self.versions.items() if one == kind and seen <= version]
         for uid in known:
             if uid not in there:
@@ -166,7 +174,8 @@ class World:
             parsed = NodePatch.model_validate({key: body[key] for key in ("spec", "status") if key in body})
             heard = before.heard if before is not None and before.parsed.status == parsed.status else now
             asked = before.asked if before is not None and before.parsed.spec == parsed.spec else now
-            self.nodes[name] = Node(body, parsed, heard, asked)
+            meta = {key: body["metadata"][key] for key in ("name", "uid", "resourceVersion", "generation")}
+            self.nodes[name] = Node(meta, parsed, heard, asked)
             touched += parsed.spec.items
         self.dirty.update((one.live_patch.namespace, one.live_patch.name) for one in touched)
 
@@ -178,8 +187,8 @@ class World:
                 if pods.pop(uid, None) is not None:
                     self.dirty.update(key for key in self.live_patches if key[0] == namespace)
         elif kind == "nodepatches":
-            for node in [one.body for one in self.nodes.values() if one.body["metadata"]["uid"] == uid]:
-                self._node(node, deleted=True)
+            for meta in [one.meta for one in self.nodes.values() if one.meta["uid"] == uid]:
+                self._node({"metadata": meta}, deleted=True)
         else:
             for body in [one for one in self.live_patches.values() if one["metadata"]["uid"] == uid]:
                 self._live_patch(body, deleted=True)
