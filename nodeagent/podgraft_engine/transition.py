@@ -45,10 +45,12 @@ from podgraft_engine.wakeup.wakeups import Goal, Wakeups
 class Transition:
     """One engine at work on one process. Use as a context manager: the helper is let go at the end."""
 
-    def __init__(self, process: Process, emit: Emit, deadline_s: float) -> None:
+    def __init__(self, process: Process, emit: Emit, deadline: float, helpers: int = 1) -> None:
+        """Open the process. deadline: on the clock of time.monotonic. helpers: which attempt this is."""
         self._emit = emit
         self._began = time.monotonic()
-        self._deadline = self._began + deadline_s
+        self._deadline = deadline
+        self._helpers = helpers
         self._target = open_target(process)
         self._process = process
         self._borrowed: Borrowed | None = None
@@ -422,6 +424,7 @@ class Transition:
             "generation": record.generation,
             "threads": len(tally.done) or len(self._process.threads()),
             "how": dict(tally.how),
+            "helpers": self._helpers,
             "max_held_us": round(holds.longest_us, 1),
             "seconds": round(time.monotonic() - self._began, 3),
         }
