@@ -14,6 +14,7 @@ from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.code.wakepoints import declared_point
+from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
@@ -141,6 +142,10 @@ class Transition:
     def _pages(self) -> Pages:
         return Pages(self._process, self._target.memory, self._helper, self._open_state)
 
+    @property
+    def _exceptions(self) -> Exceptions:
+        return Exceptions(self._target, self._open_state, self._helper)
+
     def _known(self, bundle: Bundle) -> PatchRecord | None:
         """Return the record of this very bundle; refuse what stands in its way."""
         document = self._target.state.document if self._target.state else None
@@ -198,6 +203,7 @@ class Transition:
         state.document.generation = record.generation = generation
         state.commit()
         self._open_gate(record, generation, generation + 1)
+        self._exceptions.announce(record)
         record.served = True
         self._set_phase(record, "switching")
         return record
@@ -243,6 +249,7 @@ class Transition:
         if self._open_state.document.in_transition() is None:
             # An engine before us may have been killed between its last thread and its last page.
             self._wakeups().disarm()
+            self._exceptions.settle()
 
     def _complete(self, record: PatchRecord) -> Tally:
         """From `switching` on: switch, migrate, finalize. Each part is skipped or repeated as the phase demands."""
@@ -303,6 +310,7 @@ class Transition:
         release_workspace(self._open_state, self._helper, record)
         record.complete, record.replaced = False, []
         self._set_phase(record, "retired")
+        self._exceptions.settle()
         self._release_workspaces(besides=record)
 
     def _entered(self, record: PatchRecord) -> list[CodeRange]:
