@@ -1,10 +1,8 @@
-"""Hazards of what a changed function does: it never ends, it is jumped back into, it holds locks, it throws."""
+"""Hazards of what a changed function does: it never ends, it is jumped back into, it holds locks."""
 
 from iced_x86 import FlowControl
 
-from podgraft_builder.code import is_branch
 from podgraft_builder.compare import Changed
-from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import keeps_label, leads_into
 from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.outlook import Outlook, outlook_of
@@ -23,7 +21,6 @@ _ACTIONS = ("lock", "trylock", "timedlock", "clocklock", "unlock", "rdlock", "wr
 LOCKS = frozenset({kind + action for kind in _KINDS for action in _ACTIONS}) | {
     *("sem_wait", "sem_trywait", "sem_timedwait", "sem_post", "flockfile", "funlockfile", "lockf", "lockf64"),
 }
-THROWS = frozenset({"__cxa_throw", "__cxa_rethrow", "_Unwind_Resume", "_Unwind_RaiseException"})
 
 
 def check_flow(subject: Subject) -> None:
@@ -34,7 +31,6 @@ def check_flow(subject: Subject) -> None:
         _check_jumps_back(subject, unit)
         _check_labels(subject, unit)
         _check_locks(subject, unit)
-        _check_exceptions(subject, unit)
 
 
 def _check_quiescence(subject: Subject, unit: Changed) -> None:
@@ -98,28 +94,3 @@ def _check_locks(subject: Subject, unit: Changed) -> None:
     if differ:
         detail = f"{subject.label}: {unit.name} has other calls of {', '.join(differ)}"
         subject.verdict.warn(Reason.LOCK_IMBALANCE, detail, function=unit.name)
-
-
-def _check_exceptions(subject: Subject, unit: Changed) -> None:
-    """The C++ runtime does not know the unwind data of new code: what is thrown there ends the program."""
-    new = subject.comparison.new
-    functions = (unit.new, *unit.new_parts)
-    if any(exception_table(new, f) for f in functions):
-        detail = f"{subject.label}: {unit.name} catches exceptions, or cleans up behind them"
-        subject.verdict.refuse(Reason.EXCEPTION_TABLE, detail, function=unit.name)
-    elif THROWS & set(named_references(new, functions)):
-        detail = f"{subject.label}: {unit.name} throws"
-        subject.verdict.refuse(Reason.EXCEPTION_TABLE, detail, function=unit.name)
-    elif subject.new.cpp and _calls_outside(new, functions):
-        detail = f"{subject.label}: {unit.name} is C++ and calls what may throw: no exception may pass through it"
-        subject.verdict.warn(Reason.EXCEPTION_TABLE, detail, function=unit.name)
-
-
-def _calls_outside(which: ObjectFile, functions: tuple[Function, ...]) -> bool:
-    for function in functions:
-        for step in which.decoded(function).steps:
-            calls = step.instruction.flow_control in {FlowControl.CALL, FlowControl.INDIRECT_CALL}
-            names = {item.symbol.name for item in step.relocations}
-            if calls and not (is_branch(step.instruction) and names == {"__stack_chk_fail"}):
-                return True
-    return False

@@ -14,7 +14,6 @@ OVERRULABLE = frozenset(
         Reason.CHANGED_CONSTRUCTOR,
         Reason.CHANGED_DATA,
         Reason.COMPILER_DIFFERS,
-        Reason.EXCEPTION_TABLE,
         Reason.HARDENING_DIFFERS,
         Reason.LINKER_SET,
         Reason.NEVER_QUIESCENT,

@@ -61,7 +61,6 @@ class Reason(StrEnum):
     COMPUTED_GOTO = "ComputedGoto"
     LINKER_SET = "LinkerSet"
     CHANGED_CONSTRUCTOR = "ChangedConstructor"
-    EXCEPTION_TABLE = "ExceptionTable"
     HARDENING_DIFFERS = "HardeningDiffers"
     COMPILER_DIFFERS = "CompilerDiffers"
     OTHER_MODULE_CHANGED = "OtherModuleChanged"
@@ -80,6 +79,7 @@ class Reason(StrEnum):
     ALREADY_TRACED = "AlreadyTraced"
     PAGE_CHANGED_BY_OTHERS = "PageChangedByOthers"
     GS_BASE_IN_USE = "GsBaseInUse"
+    EXCEPTION_TABLE = "ExceptionTable"
     NO_FSGSBASE = "NoFsgsbase"
     KERNEL_TOO_OLD = "KernelTooOld"
     UNSUPPORTED_TARGET = "UnsupportedTarget"
@@ -144,7 +144,7 @@ HINTS: dict[Reason, str] = {
     Reason.COMPUTED_GOTO: "make the table of labels const and local to the function, and keep no label in a variable",
     Reason.LINKER_SET: "leave sections with names of their own as they are: what walks through them knows their end",
     Reason.CHANGED_CONSTRUCTOR: "constructors have run already: do their work in a function that runs again",
-    Reason.EXCEPTION_TABLE: "patch a function that neither throws nor catches nor cleans up",
+    Reason.EXCEPTION_TABLE: "patch a function that neither throws nor catches, or use the shared libgcc_s",
     Reason.HARDENING_DIFFERS: "leave -fstack-protector and -fcf-protection as the running binary has them",
     Reason.COMPILER_DIFFERS: "build with the compiler that made the running binary; both are named above",
     Reason.OTHER_MODULE_CHANGED: "split the patch; build a bundle for each module",

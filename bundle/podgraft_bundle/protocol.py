@@ -113,12 +113,16 @@ class Waiting(Message):
 
 
 class Ended(Message):
-    """How a transition ended: threads by the way they went, the longest hold of one thread, how long it took."""
+    """How a transition ended: threads by the way they went, the longest hold of one thread, how long it took.
+
+    helpers: threads of ours that it took; more than one means that the engine got no processor for seconds.
+    """
 
     name: str
     generation: int
     threads: int
     how: dict[str, int]
+    helpers: int = 1
     max_held_us: float
     seconds: float
 

@@ -20,6 +20,7 @@ from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.layers import Layers
 from podgraft_engine.patched.state import State, read_state
+from podgraft_engine.runtime import RUNTIME, check_exceptions, find_lookup
 from podgraft_engine.sitefinder import SiteFinder, functions_of
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
@@ -93,11 +94,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         _find_sites(findings, target, bundle, [*bundle.manifest.points, *points])
     except Refusal as refusal:
         findings.problems.append(refusal)
-    for reference in bundle.manifest.references:
-        try:
-            findings.values[reference.symbol] = resolve(reference, target, findings.module)
-        except Refusal as refusal:
-            findings.problems.append(refusal)
+    _find_references(findings, target, bundle)
     if not findings.problems:
         symbols = [*(f.new_symbol for f in bundle.manifest.functions), *(h.symbol for h in bundle.manifest.hooks)]
         try:
@@ -126,6 +123,23 @@ def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list
             findings.problems.append(refusal)
     findings.problems += _beside_points(points, findings.sites)
     findings.dropped = finder.dropped()
+
+
+def _find_references(findings: Findings, target: Target, bundle: Bundle) -> None:
+    """Find the value of each reference; those to the C++ runtime mean that it must be told of the new code."""
+    module = findings.module
+    if module is None:
+        return
+    for reference in bundle.manifest.references:
+        try:
+            findings.values[reference.symbol] = resolve(reference, target, module)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    needed = [value for symbol, value in findings.values.items() if symbol in RUNTIME]
+    try:
+        check_exceptions(target.modules, find_lookup(target.modules, target.memory, target.state), needed)
+    except Refusal as refusal:
+        findings.problems.append(refusal)
 
 
 def resolve(reference: Reference, target: Target, module: Module) -> int:

@@ -4,6 +4,7 @@
 import gc
 import resource
 import sys
+import time
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import HINTS, ExitCode, PodgraftError, Reason, Refusal
 from podgraft_bundle.protocol import Failed, PatchStatus, Refused, Request, Status
+from podgraft_engine.helper.mailbox import HelperLeftError
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
 from podgraft_engine.patched.pages import is_intact
@@ -20,6 +22,7 @@ from podgraft_engine.target.proc import Process
 from podgraft_engine.transition import Transition
 
 MEMORY_LIMIT = 2 * 2**30
+MOST_HELPERS = 5
 _SHOWN = {
     "switching": "migrating",
     "migrating": "migrating",
@@ -59,12 +62,8 @@ def serve(request: Request) -> ExitCode:
             return ExitCode.DONE
         if request.op == "check":
             return check(process, _bundle(request), request.points)
-        bundle = _bundle(request) if request.op == "apply" else None
-        with engine_lock(request.pid), Transition(process, emit, request.deadline) as transition:
-            if bundle is not None:
-                transition.apply(bundle, request.points)
-            else:
-                transition.revert(request.name or "")
+        with engine_lock(request.pid):
+            _move(process, request)
     except Refusal as refusal:
         emit(Refused(reason=refusal.reason, detail=refusal.detail, hint=refusal.hint))
         return refusal.exit_code
@@ -72,6 +71,27 @@ def serve(request: Request) -> ExitCode:
         emit(Failed(reason=error.reason, detail=error.detail, hint=error.hint))
         return error.exit_code
     return ExitCode.DONE
+
+
+def _move(process: Process, request: Request) -> None:
+    """Apply or revert; where the helper has left for want of commands, go on with another one, until the deadline.
+
+    That is an engine that gets no processor for seconds. All that was done stands in the process.
+    """
+    bundle = _bundle(request) if request.op == "apply" else None
+    deadline = time.monotonic() + request.deadline
+    for helpers in range(1, MOST_HELPERS + 1):
+        try:
+            with Transition(process, emit, deadline, helpers) as transition:
+                if bundle is not None:
+                    transition.apply(bundle, request.points)
+                else:
+                    transition.revert(request.name or "")
+        except HelperLeftError:
+            if helpers == MOST_HELPERS or time.monotonic() > deadline:
+                raise
+        else:
+            return
 
 
 def check(process: Process, bundle: Bundle, points: list[str]) -> ExitCode:

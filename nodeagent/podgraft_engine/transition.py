@@ -15,6 +15,7 @@ from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.code.wakepoints import declared_point
+from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
@@ -47,10 +48,12 @@ from podgraft_engine.wakeup.wakeups import Goal, Wakeups
 class Transition:
     """One engine at work on one process. Use as a context manager: the helper is let go at the end."""
 
-    def __init__(self, process: Process, emit: Emit, deadline_s: float) -> None:
+    def __init__(self, process: Process, emit: Emit, deadline: float, helpers: int = 1) -> None:
+        """Open the process. deadline: on the clock of time.monotonic. helpers: which attempt this is."""
         self._emit = emit
         self._began = time.monotonic()
-        self._deadline = self._began + deadline_s
+        self._deadline = deadline
+        self._helpers = helpers
         self._target = open_target(process)
         self._process = process
         self._borrowed: Borrowed | None = None
@@ -147,6 +150,10 @@ class Transition:
     def _pages(self) -> Pages:
         return Pages(self._process, self._target.memory, self._helper, self._open_state)
 
+    @property
+    def _exceptions(self) -> Exceptions:
+        return Exceptions(self._target, self._open_state, self._helper)
+
     def _known(self, bundle: Bundle) -> PatchRecord | None:
         """Return the record of this very bundle; refuse what stands in its way."""
         document = self._target.state.document if self._target.state else None
@@ -206,6 +213,7 @@ class Transition:
         state.document.generation = record.generation = generation
         state.commit()
         self._open_gate(record, generation, generation + 1)
+        self._exceptions.announce(record)
         record.served = True
         self._set_phase(record, "switching")
         return record
@@ -253,6 +261,7 @@ class Transition:
         if self._open_state.document.in_transition() is None:
             # An engine before us may have been killed between its last thread and its last page.
             self._wakeups().disarm()
+            self._exceptions.settle()
 
     def _complete(self, record: PatchRecord) -> Tally:
         """From `switching` on: switch, migrate, finalize. Each part is skipped or repeated as the phase demands."""
@@ -331,6 +340,7 @@ class Transition:
             self._hooks.run(record, "post_revert")
         record.complete, record.replaced = False, []
         self._set_phase(record, "retired")
+        self._exceptions.settle()
         self._release_workspaces(besides=record)
 
     def _entered(self, record: PatchRecord) -> list[CodeRange]:
@@ -452,6 +462,7 @@ class Transition:
             "generation": record.generation,
             "threads": len(tally.done) or len(self._process.threads()),
             "how": dict(tally.how),
+            "helpers": self._helpers,
             "max_held_us": round(holds.longest_us, 1),
             "seconds": round(time.monotonic() - self._began, 3),
         }

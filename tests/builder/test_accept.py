@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from podgraft_bundle.errors import Reason
-
 MAIN = """
 #include <stdio.h>
 int work(int);
@@ -220,8 +218,7 @@ def test_unwind_information_comes_along(project: Any, tmp_path: Path) -> None:
 
 
 def test_cpp_exceptions(project: Any, link: Any) -> None:
-    """C++ code that throws and catches brings its exception tables, where a human wants it so."""
-    project.allow = frozenset({Reason.EXCEPTION_TABLE})
+    """C++ code that throws and catches brings its exception tables."""
     project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
     main = MAIN.replace("int work(int);", 'extern "C" int work(int);')
     text = """

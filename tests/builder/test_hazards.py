@@ -228,7 +228,7 @@ PAIRS: dict[str, Pair] = {
         CPP,
     ),
     "what is caught": Pair(
-        Reason.EXCEPTION_TABLE,
+        None,
         {"lib.cc": CATCH.replace("@", "int"), "risky.cc": RISKY},
         {"lib.cc": CATCH.replace("@", "long")},
         CPP,

@@ -1,8 +1,10 @@
 """A whole life of a patch in a real process."""
 
+import json
+import signal
 import time
 
-from conftest import Target, engine
+from conftest import Target, engine, start_engine
 
 NAME = "pairs-2"
 
@@ -107,6 +109,26 @@ def test_a_straggler_is_named_and_converges_when_it_leaves(target: Target, bundl
     target.ask("go on")
     second = engine(target.pid, op="apply", bundle=bundle, deadline=20)
     assert (second.code, second.last["event"]) == (0, "finalized")
+    assert target.quit()["changes"] == 1
+
+
+def test_an_engine_that_was_stopped_for_long_takes_another_helper(target: Target, bundle: str) -> None:
+    """The helper leaves in the middle of a transition; the engine borrows again, and the command comes to its end."""
+    tids = target.tids()
+    target.ask("linger")
+    child = start_engine(target.pid, op="apply", bundle=bundle, deadline=60)
+    assert any('"waiting"' in line for line in child.stdout)
+    child.send_signal(signal.SIGSTOP)
+    until = time.monotonic() + 30
+    while target.tids() != tids and time.monotonic() < until:
+        time.sleep(0.1)
+    assert target.tids() == tids
+    child.send_signal(signal.SIGCONT)
+    target.ask("go on")
+    out, _ = child.communicate(timeout=60)
+    last = json.loads(out.splitlines()[-1])
+    assert (child.returncode, last["event"], last["helpers"]) == (0, "finalized", 2)
+    assert settle(target)["old"] == 0
     assert target.quit()["changes"] == 1
 
 

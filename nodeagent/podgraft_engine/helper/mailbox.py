@@ -32,6 +32,13 @@ _FUTEX_WAKE: Final = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class HelperLeftError(PodgraftError):
+    """The helper was idle for too long and has left; what was asked of it last was not done. Another one can go on."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(Reason.HELPER_UNREACHABLE, detail)
+
+
 class Layout(ctypes.Structure):
     """The head of the shared page."""
 
@@ -94,10 +101,8 @@ class Helper:
         self._wake()
         try:
             self.keep_alive()
-        except PodgraftError:
-            if self._box.closed or self._box.command == CLOSED_WORD:
-                return False
-            raise
+        except HelperLeftError:
+            return False
         return True
 
     def keep_alive(self) -> None:
@@ -112,7 +117,7 @@ class Helper:
     def _settle(self) -> None:
         """Wait for a command that an engine before us had posted."""
         if self._box.closed or self._box.command == CLOSED_WORD:
-            raise PodgraftError(Reason.HELPER_UNREACHABLE, "the helper has left: it had no work for its idle time")
+            raise HelperLeftError("the helper has left: it had no work for its idle time")
         if self._box.command != self._box.done:
             self._wait_done(int(self._box.command))
 
@@ -121,7 +126,7 @@ class Helper:
         while self._box.done != sequence:
             waited = time.perf_counter() - start
             if self._box.closed:
-                raise PodgraftError(Reason.HELPER_UNREACHABLE, "the helper left before it took the command")
+                raise HelperLeftError("the helper left before it took the command")
             if waited > CALL_TIMEOUT_S:
                 if not self._process.alive():
                     raise self._process.gone()

@@ -171,6 +171,7 @@ def compose(
         for point in area.points
         if point.address in area.armed and live <= point.address < live + PAGE
     }
+    content |= {f.place: bytes.fromhex(f.jump) for f in document.finders if f.wanted and live <= f.place < live + PAGE}
     # Later ones lie over earlier ones and use the same places.
     for patch in _wanting(document):
         if patch is not without:

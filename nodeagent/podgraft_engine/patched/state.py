@@ -184,6 +184,23 @@ class WakeRecord(Record):
     armed: list[Address] = []
 
 
+class FinderRecord(Record):
+    """The routine that the C++ runtime asks for unwind data (exceptions.py).
+
+    device, inode: the file of libgcc. place: the instruction there that is replaced by a jump (hex) when it is wanted.
+    data: the table. The routine lies before it and is never unmapped.
+    """
+
+    device: str
+    inode: int
+    place: Address
+    jump: Code
+    data: Address
+    workspace: Address
+    workspace_size: Size
+    wanted: bool = False
+
+
 class Document(Record):
     """The whole state. generation: the highest number ever given to a thread."""
 
@@ -191,6 +208,7 @@ class Document(Record):
     patches: list[PatchRecord] = []
     pages: list[PageRecord] = []
     wake: list[WakeRecord] = []
+    finders: list[FinderRecord] = []
     intent: Intent | None = None
     room: Address = 0  # where hooks are called, 0 when there is none
     arena: Address = 0  # shadow variables
@@ -199,7 +217,8 @@ class Document(Record):
     def workspaces(self) -> list[tuple[int, int]]:
         """Return where page clones may lie: addresses and sizes."""
         of_patches = [(p.workspace, p.workspace_size) for p in self.patches]
-        return of_patches + [(w.workspace, w.workspace_size) for w in self.wake]
+        of_finders = [(f.workspace, f.workspace_size) for f in self.finders]
+        return of_patches + [(w.workspace, w.workspace_size) for w in self.wake] + of_finders
 
     def find(self, name: str) -> PatchRecord | None:
         """Return the patch of that name that threads may see; of two of one name the one that replaces the other."""

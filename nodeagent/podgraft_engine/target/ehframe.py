@@ -77,6 +77,11 @@ class EhFrame:
         found = [self._range_at(index) for index in range(first, last)]
         return [r for r in found if r is not None]
 
+    def entries(self) -> list[tuple[int, int, int]]:
+        """Return start and end of each described piece of code, and where in the table its entry is."""
+        ranges = [(self._range_at(index), offset) for index, (_, offset) in enumerate(self._table)]
+        return [(*found, offset) for found, offset in ranges if found is not None]
+
     def row(self, pc: int, *, parse: bool = True) -> Row | None:
         """Return the unwind row for a pc; without `parse` only if its function was parsed before, else None."""
         index = bisect.bisect_right(self._starts, pc) - 1

@@ -19,6 +19,7 @@ from podgraft_engine.target.proc import Mapping, Process, denied
 _HIDDEN: Final = 0x8000
 _NAME_OF_SYMBOL: Final = struct.Struct("<I20x")
 _LARGEST_TEXT: Final = 512 * 2**20
+_SLOTS: Final = (6, 7)  # R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT
 _SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
 
 
@@ -109,6 +110,29 @@ class Module:
                 self._stream.seek(load["p_offset"] + address - start)
                 return self._stream.read(size)
         return None
+
+    def texts(self) -> list[tuple[int, bytes]]:
+        """Return the code of the file: run-time address and bytes of each executable segment."""
+        segments = [s for s in self.elf.iter_segments("PT_LOAD") if s["p_flags"] & 1 and s["p_filesz"] <= _LARGEST_TEXT]
+        return [(self.bias + s["p_vaddr"], s.data()) for s in segments]
+
+    def slots_of(self, name: str) -> list[int]:
+        """Return the run-time addresses of the slots by which the module calls a function (psABI x86-64, JUMP_SLOT)."""
+        wanted = set(self._exported.get(name, ()))
+        sections: list[Any] = [self.elf.get_section_by_name(table) for table in (".rela.plt", ".rela.dyn")]
+        return [
+            self.bias + r["r_offset"]
+            for section in sections
+            if section is not None
+            for r in section.iter_relocations()
+            if r["r_info_sym"] in wanted and r["r_info_type"] in _SLOTS
+        ]
+
+    def imports(self, *prefixes: str) -> bool:
+        """Tell whether the module takes a function whose name begins so from another one."""
+        table: Any = self.elf.get_section_by_name(".dynsym")
+        indexes = [i for name, found in self._exported.items() if name.startswith(prefixes) for i in found]
+        return any(table.get_symbol(index)["st_shndx"] == "SHN_UNDEF" for index in indexes)
 
     def contains(self, address: int) -> bool:
         """Tell whether an address lies in executable memory of the file."""

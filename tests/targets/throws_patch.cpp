@@ -1,0 +1,2 @@
+/* The functions of throws.h in another version. */
+#include "throws.h"
