@@ -16,6 +16,8 @@ from hack.cluster.layout import CONTROL_PLANE, State, machine_name
 from hack.tools import ToolFailedError, main, run, say
 
 CABLE_SECONDS = 30.0
+RESTART_SECONDS = 1.0
+MOST_EXITS = 5
 
 
 def boot(state: State, number: int) -> None:
@@ -52,11 +54,13 @@ def _wait_for_cable() -> None:
 
 
 def supervise(programs: dict[str, list[str]], state: State, machine: str) -> None:
-    """Start the programs and bury the dead, as process 1 must; returns when a program has ended by itself.
+    """Start the programs, start those that end again, as a service manager would, and bury the dead, as process 1 must.
 
-    One that a signal ended is started again, as a service manager would: tests kill programs.
+    Tests kill programs, and a kubelet gives up when containerd, which starts beside it, is late. Returns when one
+    ends by itself again and again.
     """
     running: dict[int, str] = {}
+    given_up = dict.fromkeys(programs, 0)
 
     def start(name: str) -> None:
         with (state.logs / f"{machine}-{name}.log").open("a") as log:
@@ -70,9 +74,13 @@ def supervise(programs: dict[str, list[str]], state: State, machine: str) -> Non
         if pid not in running:
             continue
         name, code = running.pop(pid), os.waitstatus_to_exitcode(status)
-        if code >= 0:
-            raise ToolFailedError(f"{name} on {machine} ended with {code}; the machine stops")
-        say(f"{name} was ended by signal {-code}; it is started again")
+        say(f"{name} ended with {code}; it is started again")
+        given_up[name] += code >= 0
+        if given_up[name] > MOST_EXITS:
+            raise ToolFailedError(
+                f"{name} on {machine} ended with {code} for the {MOST_EXITS + 1}th time; the machine stops"
+            )
+        time.sleep(RESTART_SECONDS)
         start(name)
 
 

@@ -39,7 +39,7 @@ def advance(
         memory = _recognise(memory, orders, orders.bundle)
     if memory is None:
         return None
-    memory = _obey(memory, orders, census, now)
+    memory = _obey(_not_ahead(memory, now), orders, census, now)
     if memory.failure is None and memory.withdrawn not in census.digests:
         memory = _set(memory, withdrawn=None)
     if orders.bundle is None or memory.complete:
@@ -112,6 +112,14 @@ def _recognise(memory: RolloutStatus | None, orders: Orders, bundle: BundleRef) 
     return memory
 
 
+def _not_ahead(memory: RolloutStatus, now: datetime) -> RolloutStatus:
+    """Let a pause of the future, which was written before somebody set the clock back, begin now, as long as it was."""
+    if memory.pause_began is None or _time(memory.pause_began) <= now:
+        return memory
+    length = _time(memory.pause_until) - _time(memory.pause_began) if memory.pause_until is not None else None
+    return _set(memory, pause_began=_text(now), pause_until=_text(now + length) if length is not None else None)
+
+
 def _obey(memory: RolloutStatus, orders: Orders, census: Census, now: datetime) -> RolloutStatus:
     """Do what annotations ask for; each value once."""
     if orders.revert is not None and orders.revert != memory.handled_revert:
@@ -164,7 +172,7 @@ def _step(
     steps, health = orders.strategy.steps, orders.strategy.health
     while census.matched and not memory.complete:
         step = steps[memory.step] if memory.step < len(steps) else None
-        if step is not None and step.pause is not None and not _began(memory.pause_began, now):
+        if step is not None and step.pause is not None and memory.pause_began is None:
             seconds = step.pause.seconds
             until = _text(now + timedelta(seconds=seconds)) if seconds is not None else None
             memory = _set(memory, pause_began=_text(now), pause_until=until)
@@ -203,11 +211,6 @@ def _watch_the_clock(memory: RolloutStatus, orders: Orders, census: Census, now:
     message = f"{census.awaited} pods were begun, and none was done within {seconds} s"
     everywhere = memory.step >= len(orders.strategy.steps) and census.begun >= census.matched
     return _fail(memory, Problem(DEADLINE, message), orders, now, everywhere=everywhere)
-
-
-def _began(at: str | None, now: datetime) -> bool:
-    """Return whether a pause has begun; one of the future was written before the clock was set back."""
-    return at is not None and _time(at) <= now
 
 
 def _reached(until: str | None, now: datetime) -> bool:

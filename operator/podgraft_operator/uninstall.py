@@ -12,6 +12,7 @@ import time
 
 import structlog
 
+from podgraft_api import nodepatch
 from podgraft_api.livepatch import FINALIZER, PLURAL
 from podgraft_api.model import API_VERSION
 from podgraft_kube.client import ApiError, Json, Kube
@@ -19,6 +20,7 @@ from podgraft_kube.logs import configure_logs
 from podgraft_operator import livepatches
 
 LIST = f"/apis/{API_VERSION}/{PLURAL}"
+WORK = f"/apis/{API_VERSION}/{nodepatch.PLURAL}"
 OPERATOR = "podgraft-operator"
 PODS = "app.kubernetes.io/name=podgraft,app.kubernetes.io/component=operator"
 PAUSE_SECONDS = 1.0
@@ -36,12 +38,21 @@ async def revert(kube: Kube, seconds: float) -> None:
         UnfinishedError: some are not reverted in time.
     """
     until = time.monotonic() + seconds
-    while left := (await kube.get(LIST))["items"]:
-        for body in left:
+    while left := await _unreverted(kube):
+        for body in (await kube.get(LIST))["items"]:
             if "deletionTimestamp" not in body["metadata"]:
                 log.info("delete", namespace=body["metadata"]["namespace"], live_patch=body["metadata"]["name"])
                 await kube.delete(livepatches.path(body), {"preconditions": {"uid": body["metadata"]["uid"]}})
-        await _pause(until, "not reverted yet: " + ", ".join(map(livepatches.path, left)))
+        await _pause(until, f"not reverted yet: {', '.join(left)}")
+
+
+async def _unreverted(kube: Kube) -> list[str]:
+    """Return the LivePatches that are left, and pods of which only work of their node is left: its agent is silent."""
+    there = [livepatches.path(body) for body in (await kube.get(LIST))["items"]]
+    work = [
+        (body["metadata"]["name"], item) for body in (await kube.get(WORK))["items"] for item in body["spec"]["items"]
+    ]
+    return there + [f"pod {item['pod']['namespace']}/{item['pod']['name']} on {node}" for node, item in work]
 
 
 async def keep(kube: Kube, namespace: str, seconds: float) -> None:

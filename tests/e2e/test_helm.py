@@ -12,7 +12,7 @@ from hack.demo.kubernetes import Kubectl
 from hack.fleet.shop import PATCH, Server, Shop
 from hack.fleet.system import System
 from hack.fleet.waiting import until
-from hack.tools import run
+from hack.tools import ToolFailedError, run
 
 pytestmark = [
     pytest.mark.cluster,
@@ -98,19 +98,23 @@ def test_uninstall_reverts(shop: Shop, patched: dict[str, Server], kubeconfig: P
 
 
 def test_uninstall_with_nothing_to_revert_with(shop: Shop, kubeconfig: Path) -> None:
-    """With uninstall.patches=Revert and an agent that cannot revert, the release stays, and so does what is patched."""
+    """With uninstall.patches=Revert and no agents the release stays, and goes when the agents are back."""
     system = System(kubeconfig)
-    on_cluster.install(kubeconfig, "--set=uninstall.patches=Revert,uninstall.seconds=15")
+    on_cluster.install(kubeconfig, "--set=uninstall.patches=Revert,uninstall.seconds=40,operator.agentSeconds=10")
     shop.patch()
     until("a whole rollout", lambda: is_done(shop))
     # No node has this label: the agents go, and nobody is left who reverts.
     select = '{"spec": {"template": {"spec": {"nodeSelector": {"nowhere": "yes"}}}}}'
     system.kubectl.run("patch", "daemonset", "podgraft-agent", "-p", select)
     until("no agents", lambda: system.pod("agent") is None)
-    with pytest.raises(Exception, match="hook"):
+    with pytest.raises(ToolFailedError):
         helm(kubeconfig, "uninstall", "podgraft")
+    log = system.kubectl.run("logs", "job/podgraft-uninstall").decode()
+    assert f"pod {shop.kubectl.namespace}/redis-" in log
+    assert shop.kubectl.json("get", "livepatches")["items"] == []
     assert system.pod("operator") is not None
     assert set(shop.generations().values()) == {1}
-    on_cluster.install(kubeconfig)
-    until("old code everywhere", lambda: set(shop.generations().values()) == {0})
-    until("no LivePatch", lambda: not shop.kubectl.json("get", "livepatches")["items"])
+    system.kubectl.run("rollout", "undo", "daemonset/podgraft-agent")
+    until("old code everywhere", lambda: set(shop.generations().values()) == {0}, 180)
+    helm(kubeconfig, "uninstall", "podgraft")
+    assert system.pod("operator") is None

@@ -204,6 +204,9 @@ def test_hook_may_do_what_it_is_for(patches: str, verb: str) -> None:
     objects = render(f"uninstall.patches={patches}")
     mine = [body for body in objects if body["metadata"]["name"] == "podgraft-uninstall"]
     assert all(body["metadata"]["annotations"]["helm.sh/hook"] == "pre-delete" for body in mine)
-    rules = one(mine, "ClusterRole", "podgraft-uninstall")["rules"]
-    assert rules == [{"apiGroups": ["podgraft.dev"], "resources": ["livepatches"], "verbs": ["list", verb]}]
+    first, *more = one(mine, "ClusterRole", "podgraft-uninstall")["rules"]
+    assert first == {"apiGroups": ["podgraft.dev"], "resources": ["livepatches"], "verbs": ["list", verb]}
+    assert [(rule["resources"], rule["verbs"]) for rule in more] == [(["nodepatches"], ["list"])] * (
+        patches == "Revert"
+    )
     assert any(body["kind"] == "Role" for body in mine) is (patches == "Keep")

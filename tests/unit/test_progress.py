@@ -67,6 +67,7 @@ def test_a_clock_that_was_set_back_makes_no_pause_longer() -> None:
     assert (again.step, again.pause_until) == (1, "2026-01-01T00:01:00.000Z")
     assert go(again, given, pods(1), 59).step == 1
     assert go(again, given, pods(1), 60).step == 2
+    assert go(pause, asked(given, resume="x"), pods(1), 0).step == 2, "a resume is heard nevertheless"
 
 
 def test_old_request_ends_no_later_pause() -> None:
