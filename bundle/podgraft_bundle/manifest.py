@@ -90,6 +90,9 @@ class Manifest(Strict):
     arch: Literal["x86_64"] = "x86_64"
     module: Module
     functions: Annotated[list[ReplacedFunction], Field(min_length=1)]
+    gone: list[Range] = Field(
+        default_factory=list, description="functions that the new source lacks: a thread in one runs old code"
+    )
     references: list[Reference] = Field(default_factory=list)
     points: list[Symbol] = Field(default_factory=list, description="declared points of quiescence")
     replaces: list[Name] = Field(default_factory=list, description="bundles that this one supersedes")

@@ -117,6 +117,7 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
                 "functions": [row.document() for row in outcome.explanation.rows],
                 "hazards": [_hazard(hazard) for hazard in outcome.explanation.hazards],
                 "overruled": manifest.overruled,
+                "grounds": outcome.explanation.grounds,
             }
         )
         return
@@ -208,6 +209,8 @@ def _explain(explanation: Explanation) -> None:
         out.print(table)
     for hazard in explanation.hazards:
         out.print(f"{hazard.state}: {hazard.reason}: {hazard.detail}", soft_wrap=True, markup=False)
+    for text in explanation.grounds:
+        out.print(f"safe: {text}", soft_wrap=True, markup=False)
 
 
 def _hazard(hazard: Hazard) -> dict[str, str]:

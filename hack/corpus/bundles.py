@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from hack.corpus.cases import Case, Corpus, work
@@ -15,11 +15,15 @@ from hack.tools import REPOSITORY, cache, digest_of, run, step
 
 PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
 REFUSED = 3  # the exit code
+SOURCES = frozenset({".c", ".h", ".y", ".lex"})
 
 
 @dataclass
 class Built:
-    """verdict: "bundle", "refused" or "failed"; reason and detail for what is no bundle; seconds of the whole build."""
+    """verdict: "bundle", "refused" or "failed"; reason and detail for what is no bundle; seconds of the whole build.
+
+    grounds: why the builder holds a bundle for safe.
+    """
 
     verdict: str
     reason: str
@@ -28,6 +32,7 @@ class Built:
     overruled: list[str]
     digest: str
     seconds: float
+    grounds: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -75,8 +80,7 @@ def build(corpus: Corpus, ground: Ground) -> Built:
     ground.home.mkdir(parents=True, exist_ok=True)
     tree, fix = _tree(corpus, ground)
     if program.configure:
-        with step(f"{case.name}: configure"):
-            run("sh", "-c", program.configure, cwd=tree, env=_environment(), log=ground.home / "configure.log")
+        _configure(ground, tree)
     if not (ground.built / plain).is_file():
         with step(f"{case.name}: the program that runs"):
             _plain_build(ground, tree)
@@ -92,6 +96,36 @@ def _tree(corpus: Corpus, ground: Ground) -> tuple[Path, Path]:
     shutil.rmtree(ground.place / "pair", ignore_errors=True)
     ground.place.mkdir(parents=True, exist_ok=True)
     return corpus.unpack(ground.case, ground.place / "pair")
+
+
+def _configure(ground: Ground, tree: Path) -> None:
+    """Configure a tree, or take what an earlier case got from the very same scripts."""
+    program = ground.program
+    scripts = [p for p in sorted(tree.rglob("*")) if p.is_file() and p.suffix not in SOURCES]
+    state = digest_of(program.configure, *(str(p.relative_to(tree)) for p in scripts), *scripts)
+    kept = ground.place / "configured" / state
+    if not kept.is_dir():
+        before = _times(tree)
+        with step(f"{ground.case.name}: configure"):
+            run("sh", "-c", program.configure, cwd=tree, env=_environment(), log=ground.home / "configure.log")
+        shutil.rmtree(kept.parent, ignore_errors=True)
+        made = kept.with_name("new")
+        made.mkdir(parents=True)
+        for path in sorted(_times(tree).keys()):
+            if path.is_dir():
+                (made / path.relative_to(tree)).mkdir()
+            elif before.get(path) != path.lstat().st_mtime_ns:
+                shutil.copy2(path, made / path.relative_to(tree), follow_symlinks=False)
+        made.rename(kept)
+    shutil.copytree(kept, tree, symlinks=True, dirs_exist_ok=True)
+    now = time.time()  # all of one time, and newer than the sources: make has nothing to do again
+    for path in kept.rglob("*"):
+        os.utime(tree / path.relative_to(kept), (now, now), follow_symlinks=False)
+    run("sh", "-c", program.touch, cwd=tree)
+
+
+def _times(tree: Path) -> dict[Path, int]:
+    return {path: path.lstat().st_mtime_ns for path in tree.rglob("*")}
 
 
 def _plain_build(ground: Ground, tree: Path) -> None:
@@ -120,7 +154,8 @@ def _podgraft_build(ground: Ground, tree: Path, fix: Path) -> Built:
     if code == 0:
         told = json.loads(out)
         functions = [str(row["function"]) for row in told["functions"]]
-        return Built("bundle", "", "", functions, _overruled(ground.bundle), told["digest"], seconds)
+        overruled, digest, grounds = told["overruled"], told["digest"], told["grounds"]
+        return Built("bundle", "", "", functions, overruled, digest, seconds, grounds)
     verdict = "refused" if code == REFUSED else "failed"
     try:
         told = json.loads(out)
@@ -146,11 +181,6 @@ def _run_whole(words: list[str]) -> tuple[int, str, str]:
             os.killpg(child.pid, signal.SIGKILL)
             raise
     return child.returncode, out, err
-
-
-def _overruled(bundle: Path) -> list[str]:
-    told = json.loads(run(PODGRAFT, "inspect", bundle, "--json"))
-    return [str(item) for item in told["overruled"]]
 
 
 def _environment() -> dict[str, str]:

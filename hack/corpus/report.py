@@ -21,6 +21,7 @@ builder.
 
 * **applied**: processes that were patched and reverted under load, of those of the server; in brackets the threads and
   the longest time that one thread was held; "again": tries after the engine lost its helper for want of a processor
+* **by itself**: moves of threads to the new code and back that nobody held a thread for, of all moves
 * **observed**: does a request that tells old code from new get another answer in the patched program, and the old one
   after the revert? `-`: no such request is known
 * **seconds**: all of `podgraft build`, on two busy cores with ccache
@@ -55,25 +56,31 @@ def write(rows: list[Row], file: Path = FILE) -> str:
 
 
 def _totals(rows: list[Row]) -> Iterator[str]:
-    yield "| grade | cases | bundles | applied under load | observed | refused | nothing to patch |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| | cases | bundles | applied under load | observed | by itself | refused | nothing to patch |"
+    yield "|---|---|---|---|---|---|---|---|"
     for grade in GRADES:
-        mine = [row for row in rows if row.case.grade == grade]
-        seen = [row.applied.observed for row in mine if row.applied is not None and row.applied.answers]
-        counts = (
-            len(mine),
-            sum(row.built.verdict == "bundle" for row in mine),
-            sum(row.applied is not None and row.applied.under_load for row in mine),
-            f"{seen.count('yes')} of {len(seen)}",
-            sum(row.built.verdict != "bundle" and not row.true_no_change for row in mine),
-            sum(row.true_no_change for row in mine),
-        )
-        yield f"| {grade} | " + " | ".join(map(str, counts)) + " |"
+        yield _total(f"grade {grade}", [row for row in rows if row.case.grade == grade])
+    for program in sorted({row.case.program for row in rows}):
+        yield _total(program, [row for row in rows if row.case.program == program])
+
+
+def _total(name: str, mine: list[Row]) -> str:
+    seen = [row.applied.observed for row in mine if row.applied is not None and row.applied.answers]
+    counts = (
+        len(mine),
+        sum(row.built.verdict == "bundle" for row in mine),
+        sum(row.applied is not None and row.applied.under_load for row in mine),
+        f"{seen.count('yes')} of {len(seen)}",
+        _by_itself([row.applied for row in mine if row.applied is not None]),
+        sum(row.built.verdict != "bundle" and not row.true_no_change for row in mine),
+        sum(row.true_no_change for row in mine),
+    )
+    return f"| {name} | " + " | ".join(map(str, counts)) + " |"
 
 
 def _table(rows: list[Row]) -> Iterator[str]:
-    yield "| case | grade | expected | verdict | reason | functions | applied | observed | seconds |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| case | grade | expected | verdict | reason | functions | applied | by itself | observed | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         built, case = row.built, row.case
         cells = (
@@ -84,6 +91,7 @@ def _table(rows: list[Row]) -> Iterator[str]:
             built.reason or "-",
             str(len(built.functions) or "-"),
             _applied(row.applied),
+            _by_itself([row.applied] if row.applied is not None else []),
             row.applied.observed if row.applied is not None else "-",
             f"{built.seconds:.0f}",
         )
@@ -96,6 +104,12 @@ def _applied(applied: Applied | None) -> str:
     word = "" if applied.under_load else "**no**: "
     again = f", {applied.again} again" if applied.again else ""
     return f"{word}{applied.done}/{applied.total} ({applied.threads}, {applied.held_us:.0f} µs{again})"
+
+
+def _by_itself(all_applied: list[Applied]) -> str:
+    own = sum(applied.by_itself for applied in all_applied)
+    moves = sum(sum(applied.moves.values()) for applied in all_applied)
+    return f"{own}/{moves} ({100 * own / moves:.0f} %)" if moves else "-"
 
 
 def _reasons(rows: list[Row]) -> Iterator[str]:
@@ -115,6 +129,15 @@ def _reasons(rows: list[Row]) -> Iterator[str]:
             problems = row.applied.problems if row.applied is not None else []
             wrong = f"; **{_plain('; '.join(dict.fromkeys(problems)))}**" if problems else ""
             yield f"* {row.case.name}: {names}{hazards}{wrong}"
+    yield ""
+    yield "## Why bundles of grade C and D are safe"
+    yield ""
+    yield "As `podgraft build` tells it; each sentence is a result of its checks."
+    yield ""
+    for row in rows:
+        if row.built.verdict == "bundle" and row.case.grade in "CD":
+            yield f"* {row.case.name}"
+            yield from (f"    * {_plain(text)}" for text in row.built.grounds)
 
 
 def _plain(text: str) -> str:

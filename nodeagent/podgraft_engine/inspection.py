@@ -85,11 +85,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
     finder = SiteFinder(
         target.process, target.memory, findings.module, target.state, digest=bundle.digest, declared=declared
     )
-    for function in bundle.manifest.functions:
-        try:
-            findings.sites.append(finder.find(function))
-        except Refusal as refusal:
-            findings.problems.append(refusal)
+    _look_at_code(finder, bundle, findings)
     findings.problems += _beside_points([*points, *bundle.manifest.points], findings.sites)
     for reference in bundle.manifest.references:
         try:
@@ -104,6 +100,20 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         except Refusal as refusal:
             findings.problems.append(refusal)
     return findings
+
+
+def _look_at_code(finder: SiteFinder, bundle: Bundle, findings: Findings) -> None:
+    """Choose a site for each function, and compare what is old code without one."""
+    for function in bundle.manifest.functions:
+        try:
+            findings.sites.append(finder.find(function))
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    for gone in bundle.manifest.gone:
+        try:
+            finder.read_checked(gone)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
 
 
 def resolve(reference: Reference, target: Target, module: Module) -> int:

@@ -48,8 +48,8 @@ class SiteFinder:
         Raises:
             Refusal: PREIMAGE_MISMATCH, NO_PATCH_SITE, PAGE_CHANGED_BY_OTHERS.
         """
-        code = self._read_checked(function.entry)
-        parts = [(self._module.bias + p.offset, self._read_checked(p)) for p in function.parts]
+        code = self.read_checked(function.entry)
+        parts = [(self._module.bias + p.offset, self.read_checked(p)) for p in function.parts]
         site = choose_site(function.entry.symbol, self._module.bias + function.entry.offset, code, parts, self)
         for at, size in site.claims():
             for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
@@ -85,7 +85,8 @@ class SiteFinder:
             page = room // PAGE * PAGE
             self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
 
-    def _read_checked(self, old: Range) -> bytes:
+    def read_checked(self, old: Range) -> bytes:
+        """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""
         address = self._module.bias + old.offset
         if not self._module.contains(address) or not self._module.contains(address + old.size - 1):
             raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} does not lie in the module's mapped code")

@@ -25,19 +25,27 @@ def compile_object(source: Path, out: Path, *flags: str) -> Path:
     return out
 
 
-def forge(program: Path, relocatable: Path, functions: list[str], out: Path, name: str = "pairs-2") -> Bundle:
-    """Write a bundle that replaces `functions` of `program` by those of the relocatable."""
+def forge(
+    program: Path,
+    relocatable: Path,
+    functions: list[str],
+    out: Path,
+    name: str = "pairs-2",
+    *,
+    gone: tuple[str, ...] = (),
+) -> Bundle:
+    """Write a bundle that replaces `functions` of `program` by those of the relocatable; gone: old code as well."""
     with program.open("rb") as stream, relocatable.open("rb") as objects:
         elf, new = ELFFile(stream), ELFFile(objects)
         symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols() if s.name}
         text = elf.get_section_by_name(".text")
-        replaced = []
-        for function in functions:
+        old = {}
+        for function in (*functions, *gone):
             symbol = symbols[function]
             start, size = symbol["st_value"], symbol["st_size"]
             code = text.data()[start - text["sh_addr"] : start - text["sh_addr"] + size]
-            entry = Range(symbol=function, offset=start, size=size, sha256=hashlib.sha256(code).hexdigest())
-            replaced.append(ReplacedFunction(entry=entry, new_symbol=function))
+            old[function] = Range(symbol=function, offset=start, size=size, sha256=hashlib.sha256(code).hexdigest())
+        replaced = [ReplacedFunction(entry=old[function], new_symbol=function) for function in functions]
         slots = _got_slots(elf)
         references = []
         for symbol in new.get_section_by_name(".symtab").iter_symbols():
@@ -58,6 +66,7 @@ def forge(program: Path, relocatable: Path, functions: list[str], out: Path, nam
         cves=["CVE-2026-0001"],
         module=Module(name=program.name, build_id=build_id),
         functions=replaced,
+        gone=[old[function] for function in gone],
         references=references,
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )

@@ -1,7 +1,9 @@
 """A whole life of a patch in a real process."""
 
 import time
+from pathlib import Path
 
+import forge
 from conftest import Target, engine
 
 NAME = "pairs-2"
@@ -108,6 +110,18 @@ def test_a_straggler_is_named_and_converges_when_it_leaves(target: Target, bundl
     second = engine(target.pid, op="apply", bundle=bundle, deadline=20)
     assert (second.code, second.last["event"]) == (0, "finalized")
     assert target.quit()["changes"] == 1
+
+
+def test_a_function_that_nothing_replaces_can_be_old_code(target: Target, built: Path, tmp_path: Path) -> None:
+    """A thread in a function that the new source lacks does not migrate before it has left it."""
+    patch = built / "patch.o"
+    forge.forge(target.program, patch, ["left", "right"], tmp_path / "gone.graft", gone=("linger",))
+    tid = int(target.ask("tid"))
+    target.ask("linger")
+    first = engine(target.pid, op="apply", bundle=str(tmp_path / "gone.graft"), deadline=3)
+    assert (first.code, first.of("waiting")[-1]["tid"], first.of("waiting")[-1]["function"]) == (4, tid, "linger")
+    target.ask("go on")
+    assert engine(target.pid, op="apply", bundle=str(tmp_path / "gone.graft"), deadline=20).code == 0
 
 
 def test_an_unfinished_patch_can_be_reverted(target: Target, bundle: str) -> None:
