@@ -22,8 +22,8 @@ def grounds_of(subjects: list[Subject]) -> Iterator[str]:
             yield f"{subject.label}: new: {', '.join(names)}: no code that runs knows them"
     yield _layouts(changed)
     objects = f"{len(subjects)} {'object differs' if len(subjects) == 1 else 'objects differ'}"
-    functions = sum(len(subject.units) for subject in changed)
-    yield f"{objects}; all functions whose code differs are replaced ({functions}), the others stay as they are"
+    replaced = sum(len(subject.units) for subject in changed)
+    yield f"{objects}; all functions whose code differs are replaced ({replaced}), the others stay as they are"
 
 
 def _layouts(changed: list[Subject]) -> str:

@@ -15,8 +15,8 @@ from hack.tools import REPOSITORY, ToolFailedError, digest_of, step
 
 DEADLINE = "30s"
 OBSERVE_SECONDS = 120
-# The helper leaves when the engine gets no processor for five seconds; "try again" is the advice for these reasons.
-AGAIN, TRIES = {"HelperUnreachable", "NoCarrier"}, 4
+# On a starved machine the helper leaves, and threads do not stop in time; "try again" is the advice for these reasons.
+AGAIN, TRIES = {"Busy", "HelperUnreachable", "NoCarrier"}, 4
 
 
 @dataclass
