@@ -1,11 +1,14 @@
-"""`python -m hack.corpus [ONLY]`: all cases, those of one program, or one case; then docs/corpus.md."""
+"""`python -m hack.corpus [ONLY]`: all cases, those of one program, or one case; then docs/corpus.md.
+
+With --known instead nothing is run: the page tells what is known of each case, and which have not been run.
+"""
 
 import signal
 import sys
 
 from hack.corpus import network, report
-from hack.corpus.apply import apply
-from hack.corpus.bundles import Ground, build
+from hack.corpus.apply import apply, known_apply
+from hack.corpus.bundles import Built, Ground, build, known_build
 from hack.corpus.cases import Case, Corpus, work
 from hack.corpus.programs import PROGRAMS
 from hack.tools import REPOSITORY, ToolFailedError, lock, main, run, say
@@ -15,6 +18,9 @@ def play() -> None:
     """Run the chosen cases one after the other; what is known already comes from the cache."""
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     corpus = Corpus()
+    if only == "--known":
+        print(report.write([_known(case) for case in corpus.cases]))
+        return
     chosen = corpus.chosen(only)
     unknown = {case.program for case in chosen} - set(PROGRAMS)
     if unknown:
@@ -31,6 +37,14 @@ def play() -> None:
     file = report.FILE if not only else work() / "corpus.md"
     print(report.write(rows, file))
     print(f"\n{file}")
+
+
+def _known(case: Case) -> report.Row:
+    ground = Ground(case, PROGRAMS[case.program])
+    built = known_build(ground)
+    if built is None:
+        return report.Row(case, Built("not run", "", "", [], [], "", 0), None)
+    return report.Row(case, built, known_apply(ground, built) if built.verdict == "bundle" else None)
 
 
 def _row(corpus: Corpus, case: Case) -> report.Row:

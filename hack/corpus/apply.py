@@ -66,18 +66,27 @@ def apply(corpus: Corpus, ground: Ground, built: Built) -> Applied:
     Raises:
         ToolFailedError: the server or its load cannot be started.
     """
-    key = digest_of(built.digest, REPOSITORY / "nodeagent" / "podgraft_engine", REPOSITORY / "cli", ground.program.name)
-    kept = ground.home / "apply.json"
-    if kept.is_file():
-        known = json.loads(kept.read_text())
-        if known.pop("key") == key:
-            return Applied(**known)
+    known = known_apply(ground, built)
+    if known is not None:
+        return known
     # Not in the cache: workers that are nobody cannot reach a home folder.
     with step(f"{ground.case.name}: apply under load"), tempfile.TemporaryDirectory() as name:
         result = _apply_in(corpus, ground, Path(name))
     if not result.problems:  # what went wrong is tried again by the next run
-        kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+        (ground.home / "apply.json").write_text(json.dumps({"key": _key(ground, built), **asdict(result)}, indent=1))
     return result
+
+
+def known_apply(ground: Ground, built: Built) -> Applied | None:
+    """Return what the cache holds, if neither bundle nor engine have changed."""
+    kept = ground.home / "apply.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {"key": None}
+    return Applied(**known) if known.pop("key") == _key(ground, built) else None
+
+
+def _key(ground: Ground, built: Built) -> str:
+    engine = REPOSITORY / "nodeagent" / "podgraft_engine"
+    return digest_of(built.digest, engine, REPOSITORY / "cli", ground.program.name)
 
 
 def _apply_in(corpus: Corpus, ground: Ground, folder: Path) -> Applied:

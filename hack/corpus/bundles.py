@@ -20,9 +20,9 @@ SOURCES = frozenset({".c", ".h", ".y", ".lex"})
 
 @dataclass
 class Built:
-    """verdict: "bundle", "refused" or "failed"; reason and detail for what is no bundle; seconds of the whole build.
+    """verdict: "bundle", "refused", "failed" or "not run"; reason and detail for what is no bundle.
 
-    grounds: why the builder holds a bundle for safe.
+    seconds: of the whole build. grounds: why the builder holds a bundle for safe.
     """
 
     verdict: str
@@ -70,13 +70,10 @@ def build(corpus: Corpus, ground: Ground) -> Built:
         ToolFailedError: the program itself cannot be built.
     """
     case, program = ground.case, ground.program
-    plain = digest_of(str(asdict(case)), program.configure, program.build)
-    key = digest_of(plain, REPOSITORY / "builder", REPOSITORY / "bundle", REPOSITORY / "cli")
-    kept = ground.home / "build.json"
-    if kept.is_file():
-        known = json.loads(kept.read_text())
-        if known.pop("key") == key:
-            return Built(**known)
+    known = known_build(ground)
+    if known is not None:
+        return known
+    plain, key = _keys(ground)
     ground.home.mkdir(parents=True, exist_ok=True)
     tree, fix = _tree(corpus, ground)
     if program.configure:
@@ -88,8 +85,22 @@ def build(corpus: Corpus, ground: Ground) -> Built:
     with step(f"{case.name}: podgraft build"):
         result = _podgraft_build(ground, tree, fix)
     if result.verdict != "failed":  # what went wrong is tried again by the next run
-        kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+        (ground.home / "build.json").write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
     return result
+
+
+def known_build(ground: Ground) -> Built | None:
+    """Return the verdict of a case that the cache holds, if neither builder nor program have changed."""
+    kept = ground.home / "build.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {"key": None}
+    return Built(**known) if known.pop("key") == _keys(ground)[1] else None
+
+
+def _keys(ground: Ground) -> tuple[str, str]:
+    """Return what the program as it runs depends on, and what a verdict does."""
+    program = ground.program
+    plain = digest_of(str(asdict(ground.case)), program.configure, program.build)
+    return plain, digest_of(plain, REPOSITORY / "builder", REPOSITORY / "bundle", REPOSITORY / "cli")
 
 
 def _tree(corpus: Corpus, ground: Ground) -> tuple[Path, Path]:

@@ -56,8 +56,8 @@ def write(rows: list[Row], file: Path = FILE) -> str:
 
 
 def _totals(rows: list[Row]) -> Iterator[str]:
-    yield "| | cases | bundles | applied under load | observed | by itself | refused | nothing to patch |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| | cases | bundles | applied under load | observed | by itself | refused | nothing to patch | not run |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for grade in GRADES:
         yield _total(f"grade {grade}", [row for row in rows if row.case.grade == grade])
     for program in sorted({row.case.program for row in rows}):
@@ -72,8 +72,9 @@ def _total(name: str, mine: list[Row]) -> str:
         sum(row.applied is not None and row.applied.under_load for row in mine),
         f"{seen.count('yes')} of {len(seen)}",
         _by_itself([row.applied for row in mine if row.applied is not None]),
-        sum(row.built.verdict != "bundle" and not row.true_no_change for row in mine),
+        sum(row.built.verdict in {"refused", "failed"} and not row.true_no_change for row in mine),
         sum(row.true_no_change for row in mine),
+        sum(row.built.verdict == "not run" for row in mine),
     )
     return f"| {name} | " + " | ".join(map(str, counts)) + " |"
 
@@ -90,7 +91,7 @@ def _table(rows: list[Row]) -> Iterator[str]:
             built.verdict,
             built.reason or "-",
             str(len(built.functions) or "-"),
-            _applied(row.applied),
+            _applied(row.applied) if row.applied is not None or built.verdict != "bundle" else "not run",
             _by_itself([row.applied] if row.applied is not None else []),
             row.applied.observed if row.applied is not None else "-",
             f"{built.seconds:.0f}",
@@ -117,7 +118,7 @@ def _reasons(rows: list[Row]) -> Iterator[str]:
     yield "## Refusals"
     yield ""
     for row in rows:
-        if row.built.verdict != "bundle":
+        if row.built.verdict in {"refused", "failed"}:
             yield f"* **{row.case.name}**: {row.built.reason}: {_plain(row.built.detail)}"
     yield ""
     yield "## Bundles"
