@@ -11,6 +11,7 @@ from hack.corpus.apply import apply, known_apply
 from hack.corpus.bundles import Built, Ground, build, known_build
 from hack.corpus.cases import Case, Corpus, work
 from hack.corpus.programs import PROGRAMS
+from hack.corpus.speed import known_speed, measure
 from hack.tools import REPOSITORY, ToolFailedError, lock, main, run, say
 
 
@@ -19,7 +20,9 @@ def play() -> None:
     only = sys.argv[1] if len(sys.argv) > 1 else ""
     corpus = Corpus()
     if only == "--known":
-        print(report.write([_known(case) for case in corpus.cases]))
+        rows = [_known(case) for case in corpus.cases]
+        speeds = [known for ground in _measured(rows) if (known := known_speed(ground))]
+        print(report.write(rows, speeds))
         return
     chosen = corpus.chosen(only)
     unknown = {case.program for case in chosen} - set(PROGRAMS)
@@ -34,9 +37,16 @@ def play() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with lock("corpus"):
         rows = [_row(corpus, case) for case in chosen]
+        speeds = [measure(corpus, ground) for ground in _measured(rows)] if not only else []
     file = report.FILE if not only else work() / "corpus.md"
-    print(report.write(rows, file))
+    print(report.write(rows, speeds, file))
     print(f"\n{file}")
+
+
+def _measured(rows: list[report.Row]) -> list[Ground]:
+    """Return the first case of each program that became a bundle: its build time is measured."""
+    first = {row.case.program: row.case for row in reversed(rows) if row.built.verdict == "bundle"}
+    return [Ground(case, PROGRAMS[program]) for program, case in sorted(first.items())]
 
 
 def _known(case: Case) -> report.Row:

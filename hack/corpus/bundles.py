@@ -69,15 +69,13 @@ def build(corpus: Corpus, ground: Ground) -> Built:
     Raises:
         ToolFailedError: the program itself cannot be built.
     """
-    case, program = ground.case, ground.program
+    case = ground.case
     known = known_build(ground)
     if known is not None:
         return known
     plain, key = _keys(ground)
     ground.home.mkdir(parents=True, exist_ok=True)
-    tree, fix = _tree(corpus, ground)
-    if program.configure:
-        _configure(ground, tree)
+    tree, fix = prepare(corpus, ground)
     if not (ground.built / plain).is_file():
         with step(f"{case.name}: the program that runs"):
             _plain_build(ground, tree)
@@ -103,10 +101,14 @@ def _keys(ground: Ground) -> tuple[str, str]:
     return plain, digest_of(plain, REPOSITORY / "builder", REPOSITORY / "bundle", REPOSITORY / "cli")
 
 
-def _tree(corpus: Corpus, ground: Ground) -> tuple[Path, Path]:
+def prepare(corpus: Corpus, ground: Ground) -> tuple[Path, Path]:
+    """Return the tree before the fix, configured, and the fix."""
     shutil.rmtree(ground.place / "pair", ignore_errors=True)
     ground.place.mkdir(parents=True, exist_ok=True)
-    return corpus.unpack(ground.case, ground.place / "pair")
+    tree, fix = corpus.unpack(ground.case, ground.place / "pair")
+    if ground.program.configure:
+        _configure(ground, tree)
+    return tree, fix
 
 
 def _configure(ground: Ground, tree: Path) -> None:
@@ -118,7 +120,7 @@ def _configure(ground: Ground, tree: Path) -> None:
     if not kept.is_dir():
         before = _times(tree)
         with step(f"{ground.case.name}: configure"):
-            run("sh", "-c", program.configure, cwd=tree, env=_environment(), log=ground.home / "configure.log")
+            run("sh", "-c", program.configure, cwd=tree, env=environment(), log=ground.home / "configure.log")
         shutil.rmtree(kept.parent, ignore_errors=True)
         made = kept.with_name("new")
         made.mkdir(parents=True)
@@ -144,7 +146,7 @@ def _plain_build(ground: Ground, tree: Path) -> None:
     shutil.rmtree(ground.built, ignore_errors=True)
     aside = tree.with_name("aside")
     shutil.copytree(tree, aside, symlinks=True)
-    run("sh", "-c", ground.program.build, cwd=tree, env=_environment(), log=ground.home / "plain.log")
+    run("sh", "-c", ground.program.build, cwd=tree, env=environment(), log=ground.home / "plain.log")
     binary = ground.built / ground.case.binary
     binary.parent.mkdir(parents=True)
     shutil.copy2(tree / ground.case.binary, binary)
@@ -152,14 +154,18 @@ def _plain_build(ground: Ground, tree: Path) -> None:
     aside.rename(tree)
 
 
-def _podgraft_build(ground: Ground, tree: Path, fix: Path) -> Built:
+def command(ground: Ground, tree: Path, fix: Path) -> list[str]:
+    """Return the call of `podgraft build` for a case."""
     case = ground.case
     words = [str(PODGRAFT), "build", f"--source={tree}", f"--patch={fix}", f"--build={ground.program.build}"]
     words += [f"--binary={case.binary}", f"--running={ground.built / case.binary}", f"--name={case.name.lower()}"]
-    words += [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
+    return words + [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
+
+
+def _podgraft_build(ground: Ground, tree: Path, fix: Path) -> Built:
     ground.bundle.unlink(missing_ok=True)
     began = time.monotonic()
-    code, out, err = _run_whole(words)
+    code, out, err = _run_whole(command(ground, tree, fix))
     seconds = round(time.monotonic() - began, 1)
     (ground.home / "build.log").write_text(out + err)
     if code == 0:
@@ -179,7 +185,7 @@ def _run_whole(words: list[str]) -> tuple[int, str, str]:
     """Run a command; when we are ended, the compilers that it started end, too."""
     with subprocess.Popen(
         words,
-        env=_environment(),
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -194,7 +200,7 @@ def _run_whole(words: list[str]) -> tuple[int, str, str]:
     return child.returncode, out, err
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Let ccache stand before the compilers: most objects of a tree are those of the case before it."""
     return {
         **os.environ,

@@ -7,6 +7,7 @@ from pathlib import Path
 from hack.corpus.apply import Applied
 from hack.corpus.bundles import Built
 from hack.corpus.cases import Case
+from hack.corpus.speed import Speed
 from hack.tools import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "corpus.md"
@@ -47,10 +48,10 @@ class Row:
         return self.case.expected == "no-change" and self.built.reason == "NoChange"
 
 
-def write(rows: list[Row], file: Path = FILE) -> str:
+def write(rows: list[Row], speeds: list[Speed], file: Path = FILE) -> str:
     """Write the page; return the totals as text for the terminal."""
     totals = "\n".join(_totals(rows))
-    parts = [HEAD, totals, "", *_table(rows), "", *_reasons(rows)]
+    parts = [HEAD, totals, "", *_table(rows), "", *_build_time(speeds), *_reasons(rows)]
     file.write_text("\n".join(parts).rstrip() + "\n")
     return totals
 
@@ -97,6 +98,23 @@ def _table(rows: list[Row]) -> Iterator[str]:
             f"{built.seconds:.0f}",
         )
         yield "| " + " | ".join(cells) + " |"
+
+
+def _build_time(speeds: list[Speed]) -> Iterator[str]:
+    if not speeds:
+        return
+    yield "## Build time"
+    yield ""
+    yield "`podgraft build` for a tree whose old build is kept, against `make` after the same fix in the same tree,"
+    yield "both without ccache. Seconds of the clock, in brackets those of the processors."
+    yield ""
+    yield "| case | podgraft build | make | ratio |"
+    yield "|---|---|---|---|"
+    for speed in speeds:
+        build, make = f"{speed.build:.1f} ({speed.build_cpu:.1f})", f"{speed.make:.1f} ({speed.make_cpu:.1f})"
+        ratio = f"{speed.build / speed.make:.1f} ({speed.build_cpu / speed.make_cpu:.1f})"
+        yield f"| {speed.case} | {build} | {make} | {ratio} |"
+    yield ""
 
 
 def _applied(applied: Applied | None) -> str:
