@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -157,7 +158,10 @@ def _plain_build(ground: Ground, tree: Path) -> None:
 def command(ground: Ground, tree: Path, fix: Path) -> list[str]:
     """Return the call of `podgraft build` for a case."""
     case = ground.case
-    words = [str(PODGRAFT), "build", f"--source={tree}", f"--patch={fix}", f"--build={ground.program.build}"]
+    make = ground.program.build
+    if any(re.search(rf"^\+\+\+ [^/]+/{name}", fix.read_text(), re.MULTILINE) for name in ground.program.scripts):
+        make = f"{ground.program.configure} && {make}"  # what is to be built may be another thing after the fix
+    words = [str(PODGRAFT), "build", f"--source={tree}", f"--patch={fix}", f"--build={make}"]
     words += [f"--binary={case.binary}", f"--running={ground.built / case.binary}", f"--name={case.name.lower()}"]
     return words + [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
 

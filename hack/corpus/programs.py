@@ -23,6 +23,7 @@ NGINX_MODULES = (
 class Program:
     """packages: Debian's. configure: run in the tree ("" for none), then touch. build: what `podgraft build` is given.
 
+    scripts: where a change makes the build command configure again.
     start and load are functions of the source corpus, a work folder, the tree and the case, and return a command.
     """
 
@@ -35,6 +36,7 @@ class Program:
     load: Callable[[Path, str], list[str]]
     errors: str
     touch: str = ":"
+    scripts: tuple[str, ...] = ()
 
     def load_errors(self, text: str) -> str:
         """Return what a load generator says about failed requests, empty when there were none."""
@@ -108,6 +110,7 @@ PROGRAMS = {
         start=_nginx,
         load=_nginx_load,
         errors=r"Non-2xx.*|Socket errors.*",
+        scripts=("auto/", "configure"),
     ),
     "unbound": Program(
         name="unbound",
