@@ -9,8 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from podgraft_builder.assemble import Assembly
+from podgraft_builder.callers import removed_functions
 from podgraft_builder.compare import Comparison
 from podgraft_builder.explain import Explanation, explain
+from podgraft_builder.grounds import grounds_of
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.hooks import HookFunction, find_hooks
 from podgraft_builder.match import Proof
@@ -85,7 +87,7 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     pairs = _two_builds(space, options, progress, verdict)
     comparisons = compare_pairs(pairs)
     try:
-        check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+        subjects = check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
         hooks = find_hooks(comparisons, verdict)
         verdict.settle()
         _require_change(comparisons)
@@ -93,7 +95,8 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     except Refusal as refusal:
         show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
         raise
-    explanation = Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards))
+    rows = explain(comparisons, verdict, options.patch)
+    explanation = Explanation(rows, tuple(verdict.hazards), grounds=tuple(grounds_of(subjects)))
     show(explanation)
     return Outcome(bundle, path, chosen, explanation)
 
@@ -121,6 +124,7 @@ def _bundle(  # noqa: PLR0917 (all that was found)
         functions=_functions(assembly, proofs, running),
         replaces=list(options.replaces),
         over=list(options.over),
+        gone=_gone(comparisons, proofs, running),
         overruled=verdict.overruled,
         references=references,
         hooks=calls,
@@ -274,6 +278,16 @@ def _functions(assembly: Assembly, proofs: dict[str, Proof], running: RunningBin
                 )
             )
     return found
+
+
+def _gone(comparisons: dict[str, Comparison], proofs: dict[str, Proof], running: RunningBinary) -> list[Range]:
+    """Return the old functions that nothing replaces and that only replaced ones, or each other, can lead to."""
+    return [
+        _range(proofs[label], function, running)
+        for label, comparison in sorted(comparisons.items())
+        for function in (removed_functions(comparison) if comparison.changed else [])
+        if function.name in running.by_name
+    ]
 
 
 def _range(proof: Proof, function: Function, running: RunningBinary) -> Range:

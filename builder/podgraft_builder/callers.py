@@ -1,10 +1,12 @@
 """Callers that were compiled for the old function and are not replaced: by pointer, from outside, or gone."""
 
+from collections.abc import Iterator
+
 from iced_x86 import Register
 
 from podgraft_builder.clobbers import clobbered
 from podgraft_builder.compare import Changed, Comparison
-from podgraft_builder.objects import Function, ObjectFile, place_of
+from podgraft_builder.objects import Function, ObjectFile, Place, place_of
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -74,6 +76,54 @@ def _named(which: ObjectFile, name: str) -> str | None:
     return None
 
 
+def branches(which: ObjectFile, function: Function) -> Iterator[Place]:
+    """Yield where the calls and jumps of a function lead that leave it."""
+    calls = which.branch_fields(function.section)
+    for step in which.decoded(function).steps:
+        for item in step.relocations:
+            if item.offset in calls:
+                yield place_of(item, step.instruction.next_ip - item.offset)
+
+
+def means(place: Place, which: ObjectFile, target: Function, home: ObjectFile) -> bool:
+    """Say whether a place that an object names is the entry of a function, which lies in its home."""
+    if which is home:
+        return (place.section, place.offset) == (target.section, target.start)
+    return place.section is None and not target.local and place.symbol.name in target.aliases
+
+
+def removed_functions(comparison: Comparison) -> list[Function]:
+    """Return the old functions, with their cold parts, that the new object lacks and nothing replaces.
+
+    A copy that other objects may have as well (weak) is not gone.
+    """
+    replaced = {part for unit in comparison.changed.values() for part in unit.old_parts}
+    return [
+        function
+        for function in dict.fromkeys(comparison.old.functions.values())
+        if not (function.weak or function in replaced or comparison.new.functions.keys() & set(function.aliases))
+    ]
+
+
+def check_gone_callers(subjects: list[Subject]) -> None:
+    """A function that the new source lacks and that may still run must not call one whose signature changes."""
+    for subject in subjects:
+        for unit in subject.units:
+            before, after = subject.old.signatures.get(unit.name), subject.new.signatures.get(unit.name)
+            if before is None or after is None or _compatible(before, after):
+                continue
+            for other in subjects:
+                which = other.comparison.old
+                for caller in removed_functions(other.comparison):
+                    calls = any(
+                        means(place, which, unit.old, subject.comparison.old) for place in branches(which, caller)
+                    )
+                    if calls and may_run(other.comparison, caller):
+                        detail = f"{subject.label}: {unit.name}: {before} -> {after}; {caller.name}, which is gone from"
+                        detail += " the source, calls it and may still run"
+                        subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+
+
 def may_run(comparison: Comparison, function: Function) -> bool:
     """Say whether a removed function can still be entered: known outside its object, or by its address."""
     parent = comparison.old.functions.get(function.name.partition(".cold")[0], function)
@@ -87,16 +137,12 @@ def check_removed_callers(subject: Subject) -> None:
     Raises Refusal.
     """
     comparison = subject.comparison
-    removed = [f for f in comparison.old.functions.values() if f.name not in comparison.new.functions]
-    for caller in dict.fromkeys(removed):
-        calls = comparison.old.branch_fields(caller.section)
-        for step in comparison.old.decoded(caller).steps:
-            for item in step.relocations:
-                place = place_of(item, step.instruction.next_ip - item.offset)
-                callee = comparison.old.function_at(place.section, place.offset) if place.section else None
-                new = comparison.new.functions.get(callee.name) if callee is not None else None
-                if callee is not None and new is not None and item.offset in calls:
-                    _compare_clobbers(comparison, caller, callee, new)
+    for caller in removed_functions(comparison):
+        for place in branches(comparison.old, caller):
+            callee = comparison.old.function_at(place.section, place.offset) if place.section else None
+            new = comparison.new.functions.get(callee.name) if callee is not None else None
+            if callee is not None and new is not None:
+                _compare_clobbers(comparison, caller, callee, new)
 
 
 def _compare_clobbers(comparison: Comparison, caller: Function, old: Function, new: Function) -> None:

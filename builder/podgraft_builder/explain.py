@@ -46,11 +46,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """All rows, all hazards, and what ended the build if it did not become a bundle."""
+    """All rows, all hazards, and what ended the build if it did not become a bundle; grounds: why it may be applied."""
 
     rows: tuple[Row, ...]
     hazards: tuple[Hazard, ...]
     refusal: Refusal | None = None
+    grounds: tuple[str, ...] = ()
 
 
 def explain(comparisons: dict[str, Comparison], verdict: Verdict, patch: Path | None) -> tuple[Row, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from podgraft_builder.callers import check_removed_callers, check_signatures
+from podgraft_builder.callers import check_gone_callers, check_removed_callers, check_signatures
 from podgraft_builder.compare import Comparison
 from podgraft_builder.dwarf import read_debug
 from podgraft_builder.flow import check_flow
@@ -22,8 +22,8 @@ def check_hazards(
     others: Callable[[], list[ObjectFile]],
     running: RunningBinary | None,
     verdict: Verdict,
-) -> None:
-    """Check all changed objects and put what is found into the verdict.
+) -> list[Subject]:
+    """Check all changed objects, put what is found into the verdict, and return what was looked at.
 
     others reads the objects of the binary that did not change.
     """
@@ -46,6 +46,8 @@ def check_hazards(
             for check in _CHANGED:
                 verdict.collect(lambda check=check, subject=subject: check(subject))  # type: ignore[misc]
     check_moves(subjects)
+    check_gone_callers(subjects)
+    return subjects
 
 
 def _check_data(subject: Subject) -> None:

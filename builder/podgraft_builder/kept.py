@@ -22,7 +22,7 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
     """Return a digest of all that goes into a build, but for what lies outside the tree (see `keep`)."""
     total = hashlib.sha256(command.encode())
     for name, value in sorted(environment.items()):
-        if name not in _VOLATILE:
+        if name not in _VOLATILE and not name.startswith("CCACHE_"):  # a cache changes nothing of what is built
             total.update(f"\0{name}={value}".encode(errors="surrogateescape"))
     for tool in _TOOLS:
         total.update(f"\0{_stamp(shutil.which(tool))}".encode())

@@ -106,6 +106,9 @@ class Manifest(Strict):
     arch: Literal["x86_64"] = "x86_64"
     module: Module
     functions: Annotated[list[ReplacedFunction], Field(min_length=1)]
+    gone: list[Range] = Field(
+        default_factory=list, description="functions that the new source lacks: a thread in one runs old code"
+    )
     references: list[Reference] = Field(default_factory=list)
     hooks: list[Hook] = Field(
         default_factory=list, max_length=len(HOOK_KINDS), description="one of a kind", exclude_if=lambda v: not v

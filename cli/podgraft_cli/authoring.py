@@ -142,6 +142,7 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
                 "hazards": [_hazard(hazard) for hazard in outcome.explanation.hazards],
                 "overruled": manifest.overruled,
                 "hooks": [hook.model_dump(mode="json") for hook in manifest.hooks],
+                "grounds": outcome.explanation.grounds,
             }
         )
         return
@@ -252,6 +253,8 @@ def _explain(explanation: Explanation) -> None:
         out.print(table)
     for hazard in explanation.hazards:
         out.print(f"{hazard.state}: {hazard.reason}: {hazard.detail}", soft_wrap=True, markup=False)
+    for text in explanation.grounds:
+        out.print(f"safe: {text}", soft_wrap=True, markup=False)
 
 
 def _hazard(hazard: Hazard) -> dict[str, str]:

@@ -49,6 +49,10 @@ def _page(title: str, explanation: Explanation) -> Iterator[str]:
             yield f'<li class="{hazard.state}">{hazard.state}: {hazard.reason}: {escape(hazard.detail)}'
             yield f"({escape(hazard.hint)})</li>"
         yield "</ul>"
+    if explanation.grounds:
+        yield "<h2>Why it may be applied</h2><ul>"
+        yield from (f"<li>{escape(text)}</li>" for text in explanation.grounds)
+        yield "</ul>"
     for number, row in enumerate(explanation.rows):
         yield f'<h2 id="f{number}">{escape(row.function)}</h2>'
         yield '<table class="code"><thead><tr><th>old</th><th>new</th></tr></thead><tbody>'

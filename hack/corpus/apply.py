@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from hack.corpus.bundles import PODGRAFT, Built, Ground
-from hack.corpus.cases import Corpus, work
+from hack.corpus.cases import Corpus
 from hack.corpus.server import load, processes, server
 from hack.tools import REPOSITORY, ToolFailedError, digest_of, step
 
 DEADLINE = "30s"
 OBSERVE_SECONDS = 120
-# The helper leaves when the engine gets no processor for two seconds; "try again" is the advice for these reasons.
-AGAIN, TRIES = {"HelperUnreachable", "NoCarrier"}, 4
+# On a starved machine the helper leaves, and threads do not stop in time; "try again" is the advice for these reasons.
+AGAIN, TRIES = {"Busy", "HelperUnreachable", "NoCarrier"}, 4
 
 
 @dataclass
 class Applied:
     """What happened to the processes of one server.
 
-    done and total count processes; again: further tries that were needed; problems: what was refused or failed, empty
-    when all went well; answers: what observe.py saw before, patched and reverted.
+    done and total count processes; again: further tries that were needed; moves: threads by the way they went, to the
+    new code and back; problems: what was refused or failed, empty when all went well; answers: what observe.py saw
+    before, patched and reverted. held_us is the longest hold of a thread that moved, carrier_us of the borrowed one.
     """
 
     total: int = 0
@@ -32,7 +33,9 @@ class Applied:
     reverted: int = 0
     threads: int = 0
     held_us: float = 0.0
+    carrier_us: float = 0.0
     again: int = 0
+    moves: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
@@ -40,6 +43,11 @@ class Applied:
     def under_load(self) -> bool:
         """Say whether every process was patched and reverted and nobody noticed."""
         return self.total > 0 and self.done == self.reverted == self.total and not self.problems
+
+    @property
+    def by_itself(self) -> int:
+        """Count the moves of threads that nobody held: at a point, when they woke, or born of one that had moved."""
+        return sum(self.moves.get(how, 0) for how in ("point", "wakeup", "inherited"))
 
     @property
     def observed(self) -> str:
@@ -58,17 +66,27 @@ def apply(corpus: Corpus, ground: Ground, built: Built) -> Applied:
     Raises:
         ToolFailedError: the server or its load cannot be started.
     """
-    key = digest_of(built.digest, REPOSITORY / "nodeagent" / "podgraft_engine", REPOSITORY / "cli", ground.program.name)
-    kept = ground.home / "apply.json"
-    if kept.is_file():
-        known = json.loads(kept.read_text())
-        if known.pop("key") == key:
-            return Applied(**known)
-    with step(f"{ground.case.name}: apply under load"), tempfile.TemporaryDirectory(dir=work()) as name:
+    known = known_apply(ground, built)
+    if known is not None:
+        return known
+    # Not in the cache: workers that are nobody cannot reach a home folder.
+    with step(f"{ground.case.name}: apply under load"), tempfile.TemporaryDirectory() as name:
         result = _apply_in(corpus, ground, Path(name))
     if not result.problems:  # what went wrong is tried again by the next run
-        kept.write_text(json.dumps({"key": key, **asdict(result)}, indent=1))
+        (ground.home / "apply.json").write_text(json.dumps({"key": _key(ground, built), **asdict(result)}, indent=1))
     return result
+
+
+def known_apply(ground: Ground, built: Built) -> Applied | None:
+    """Return what the cache holds, if neither bundle nor engine have changed."""
+    kept = ground.home / "apply.json"
+    known = json.loads(kept.read_text()) if kept.is_file() else {"key": None}
+    return Applied(**known) if known.pop("key") == _key(ground, built) else None
+
+
+def _key(ground: Ground, built: Built) -> str:
+    engine = REPOSITORY / "nodeagent" / "podgraft_engine"
+    return digest_of(built.digest, engine, REPOSITORY / "cli", ground.program.name)
 
 
 def _apply_in(corpus: Corpus, ground: Ground, folder: Path) -> Applied:
@@ -104,7 +122,10 @@ def _transition(result: Applied, pid: int, verb: str, what: str) -> bool:
             break
         result.again += number + 1 < TRIES
     result.held_us = max([result.held_us, *(float(e.get("held_us") or 0) for e in events)])
+    result.carrier_us = max([result.carrier_us, *(float(e.get("carrier_held_us") or 0) for e in events)])
     if last["event"] in {"finalized", "reverted"}:
+        for how, count in last["how"].items():
+            result.moves[how] = result.moves.get(how, 0) + count
         if verb == "apply":
             result.threads += int(last["threads"])
         return True

@@ -21,8 +21,9 @@ NGINX_MODULES = (
 
 @dataclass(frozen=True)
 class Program:
-    """packages: Debian's. configure: run once in the tree ("" for none). build: what `podgraft build` is given.
+    """packages: Debian's. configure: run in the tree ("" for none), then touch. build: what `podgraft build` is given.
 
+    scripts: where a change makes the build command configure again.
     start and load are functions of the source corpus, a work folder, the tree and the case, and return a command.
     """
 
@@ -34,6 +35,8 @@ class Program:
     start: Callable[[Path, Path, Path, str], list[str]]
     load: Callable[[Path, str], list[str]]
     errors: str
+    touch: str = ":"
+    scripts: tuple[str, ...] = ()
 
     def load_errors(self, text: str) -> str:
         """Return what a load generator says about failed requests, empty when there were none."""
@@ -107,13 +110,12 @@ PROGRAMS = {
         start=_nginx,
         load=_nginx_load,
         errors=r"Non-2xx.*|Socket errors.*",
+        scripts=("auto/", "configure"),
     ),
     "unbound": Program(
         name="unbound",
         packages=("libssl-dev", "libexpat1-dev", "libevent-dev", "libnghttp2-dev", "bison", "flex", "dnsperf"),
-        # The tarball's generated parser is taken for old where unpacking has given its grammar a newer time.
         configure=(
-            "touch util/configlexer.lex util/configparser.y && "
             f"./configure --cache-file=../config.cache CFLAGS='{CFLAGS}' LDFLAGS='{LDFLAGS}' --disable-rpath "
             "--disable-flto --with-libevent --with-libnghttp2 --enable-subnet --enable-cachedb --enable-tfo-client "
             "--with-pthreads --disable-static --with-pidfile= --with-chroot-dir= --with-username="
@@ -123,5 +125,7 @@ PROGRAMS = {
         start=_unbound,
         load=_unbound_load,
         errors=r"Queries lost:\s+[1-9].*",
+        # The tarball's generated parser is taken for old where unpacking has given its grammar a newer time.
+        touch="touch util/configlexer.lex util/configparser.y",
     ),
 }

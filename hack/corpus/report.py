@@ -7,6 +7,7 @@ from pathlib import Path
 from hack.corpus.apply import Applied
 from hack.corpus.bundles import Built
 from hack.corpus.cases import Case
+from hack.corpus.speed import Speed
 from hack.tools import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "corpus.md"
@@ -21,6 +22,7 @@ builder.
 
 * **applied**: processes that were patched and reverted under load, of those of the server; in brackets the threads and
   the longest time that one thread was held; "again": tries after the engine lost its helper for want of a processor
+* **by itself**: moves of threads to the new code and back that nobody held a thread for, of all moves
 * **observed**: does a request that tells old code from new get another answer in the patched program, and the old one
   after the revert? `-`: no such request is known
 * **seconds**: all of `podgraft build`, on two busy cores with ccache
@@ -46,34 +48,41 @@ class Row:
         return self.case.expected == "no-change" and self.built.reason == "NoChange"
 
 
-def write(rows: list[Row], file: Path = FILE) -> str:
+def write(rows: list[Row], speeds: list[Speed], file: Path = FILE) -> str:
     """Write the page; return the totals as text for the terminal."""
     totals = "\n".join(_totals(rows))
-    parts = [HEAD, totals, "", *_table(rows), "", *_reasons(rows)]
+    parts = [HEAD, totals, "", *_table(rows), "", *_build_time(speeds), *_reasons(rows)]
     file.write_text("\n".join(parts).rstrip() + "\n")
     return totals
 
 
 def _totals(rows: list[Row]) -> Iterator[str]:
-    yield "| grade | cases | bundles | applied under load | observed | refused | nothing to patch |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| | cases | bundles | applied under load | observed | by itself | refused | nothing to patch | not run |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for grade in GRADES:
-        mine = [row for row in rows if row.case.grade == grade]
-        seen = [row.applied.observed for row in mine if row.applied is not None and row.applied.answers]
-        counts = (
-            len(mine),
-            sum(row.built.verdict == "bundle" for row in mine),
-            sum(row.applied is not None and row.applied.under_load for row in mine),
-            f"{seen.count('yes')} of {len(seen)}",
-            sum(row.built.verdict != "bundle" and not row.true_no_change for row in mine),
-            sum(row.true_no_change for row in mine),
-        )
-        yield f"| {grade} | " + " | ".join(map(str, counts)) + " |"
+        yield _total(f"grade {grade}", [row for row in rows if row.case.grade == grade])
+    for program in sorted({row.case.program for row in rows}):
+        yield _total(program, [row for row in rows if row.case.program == program])
+
+
+def _total(name: str, mine: list[Row]) -> str:
+    seen = [row.applied.observed for row in mine if row.applied is not None and row.applied.answers]
+    counts = (
+        len(mine),
+        sum(row.built.verdict == "bundle" for row in mine),
+        sum(row.applied is not None and row.applied.under_load for row in mine),
+        f"{seen.count('yes')} of {len(seen)}",
+        _by_itself([row.applied for row in mine if row.applied is not None]),
+        sum(row.built.verdict in {"refused", "failed"} and not row.true_no_change for row in mine),
+        sum(row.true_no_change for row in mine),
+        sum(row.built.verdict == "not run" for row in mine),
+    )
+    return f"| {name} | " + " | ".join(map(str, counts)) + " |"
 
 
 def _table(rows: list[Row]) -> Iterator[str]:
-    yield "| case | grade | expected | verdict | reason | functions | applied | observed | seconds |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "| case | grade | expected | verdict | reason | functions | applied | by itself | observed | seconds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         built, case = row.built, row.case
         cells = (
@@ -83,11 +92,29 @@ def _table(rows: list[Row]) -> Iterator[str]:
             built.verdict,
             built.reason or "-",
             str(len(built.functions) or "-"),
-            _applied(row.applied),
+            _applied(row.applied) if row.applied is not None or built.verdict != "bundle" else "not run",
+            _by_itself([row.applied] if row.applied is not None else []),
             row.applied.observed if row.applied is not None else "-",
             f"{built.seconds:.0f}",
         )
         yield "| " + " | ".join(cells) + " |"
+
+
+def _build_time(speeds: list[Speed]) -> Iterator[str]:
+    if not speeds:
+        return
+    yield "## Build time"
+    yield ""
+    yield "`podgraft build` for a tree whose old build is kept, against `make` after the same fix in the same tree,"
+    yield "both without ccache. Seconds of the clock, in brackets those of the processors."
+    yield ""
+    yield "| case | podgraft build | make | ratio |"
+    yield "|---|---|---|---|"
+    for speed in speeds:
+        build, make = f"{speed.build:.1f} ({speed.build_cpu:.1f})", f"{speed.make:.1f} ({speed.make_cpu:.1f})"
+        ratio = f"{speed.build / speed.make:.1f} ({speed.build_cpu / speed.make_cpu:.1f})"
+        yield f"| {speed.case} | {build} | {make} | {ratio} |"
+    yield ""
 
 
 def _applied(applied: Applied | None) -> str:
@@ -98,12 +125,18 @@ def _applied(applied: Applied | None) -> str:
     return f"{word}{applied.done}/{applied.total} ({applied.threads}, {applied.held_us:.0f} µs{again})"
 
 
+def _by_itself(all_applied: list[Applied]) -> str:
+    own = sum(applied.by_itself for applied in all_applied)
+    moves = sum(sum(applied.moves.values()) for applied in all_applied)
+    return f"{own}/{moves} ({100 * own / moves:.0f} %)" if moves else "-"
+
+
 def _reasons(rows: list[Row]) -> Iterator[str]:
     """List what was refused and why, what is in each bundle, and what went wrong with it."""
     yield "## Refusals"
     yield ""
     for row in rows:
-        if row.built.verdict != "bundle":
+        if row.built.verdict in {"refused", "failed"}:
             yield f"* **{row.case.name}**: {row.built.reason}: {_plain(row.built.detail)}"
     yield ""
     yield "## Bundles"
@@ -115,6 +148,15 @@ def _reasons(rows: list[Row]) -> Iterator[str]:
             problems = row.applied.problems if row.applied is not None else []
             wrong = f"; **{_plain('; '.join(dict.fromkeys(problems)))}**" if problems else ""
             yield f"* {row.case.name}: {names}{hazards}{wrong}"
+    yield ""
+    yield "## Why bundles of grade C and D are safe"
+    yield ""
+    yield "As `podgraft build` tells it; each sentence is a result of its checks."
+    yield ""
+    for row in rows:
+        if row.built.verdict == "bundle" and row.case.grade in "CD":
+            yield f"* {row.case.name}"
+            yield from (f"    * {_plain(text)}" for text in row.built.grounds)
 
 
 def _plain(text: str) -> str:

@@ -106,7 +106,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
 
 
 def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list[str]) -> None:
-    """Find a site for each function, and for those of replaced patches.
+    """Find a site for each function, and for those of replaced patches; compare what is old code without one.
 
     Raises:
         Refusal: NO_PATCH_SITE for the latter.
@@ -119,6 +119,11 @@ def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list
     for function in bundle.manifest.functions:
         try:
             findings.sites.append(finder.find(function))
+        except Refusal as refusal:
+            findings.problems.append(refusal)
+    for gone in bundle.manifest.gone:
+        try:
+            finder.read_checked(gone)
         except Refusal as refusal:
             findings.problems.append(refusal)
     findings.problems += _beside_points(points, findings.sites)

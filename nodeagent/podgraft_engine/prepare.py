@@ -238,6 +238,10 @@ def _record(bundle: Bundle, findings: Findings, module: Module, linked: Linked, 
         for r in (f.entry, *f.parts)
         for at in [module.bias + r.offset]
     ]
+    # Whoever is in a function that the new source lacks may have been led there by a jump from one that is replaced.
+    for r in manifest.gone:
+        at = module.bias + r.offset
+        old.append(CodeRange(function=r.symbol, start=at, end=at + r.size))
     new = [CodeRange(function=n, start=a, end=a + size) for n, (a, size) in linked.functions.items() if size]
     return PatchRecord(
         name=manifest.name,

@@ -68,8 +68,8 @@ class SiteFinder:
             Refusal: PREIMAGE_MISMATCH, NO_PATCH_SITE, PAGE_CHANGED_BY_OTHERS.
         """
         name, start = function.entry.symbol, self._module.bias + function.entry.offset
-        code = self._read_checked(function.entry)
-        parts = [(self._module.bias + p.offset, self._read_checked(p)) for p in function.parts]
+        code = self.read_checked(function.entry)
+        parts = [(self._module.bias + p.offset, self.read_checked(p)) for p in function.parts]
         below = self._layers.at(start, start + len(code))
         if below.top is not None:
             return self._over(below, below.top, start, code)
@@ -136,7 +136,8 @@ class SiteFinder:
             page = room // PAGE * PAGE
             self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
 
-    def _read_checked(self, old: Range) -> bytes:
+    def read_checked(self, old: Range) -> bytes:
+        """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""
         address = self._module.bias + old.offset
         if not self._module.contains(address) or not self._module.contains(address + old.size - 1):
             raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} does not lie in the module's mapped code")

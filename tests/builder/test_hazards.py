@@ -103,6 +103,8 @@ int work(int a) { if (setjmp(place)) return n; return helper(a) NUMBER; }
 """
 WEAK = "__attribute__((weak, noinline)) int hook(int a) { return a @ 3; }\nint work(int a) { return hook(a) + 1; }\n"
 LEAF = NOINLINE + "static int leaf(int a) { return a @; }\n" + NOINLINE + "static int near(int a) { return leaf(a); }\n"
+SIGNED_OLD = "int rand(void);\n" + NOINLINE + "static int leaf(int a) { return a * rand(); }\n"
+SIGNED_NEW = "int rand(void);\n" + NOINLINE + "static int leaf(int a, long b) { return a * rand() + b; }\n"
 INLINE = "inline int counter = 5;\n"
 PAIRS: dict[str, Pair] = {
     "static that changes its type": one(
@@ -200,6 +202,12 @@ PAIRS: dict[str, Pair] = {
         {"lib.c": LEAF.replace("@", "+ 1") + "int gone(int a, int b, int c) { return near(a) + b + c; }\n"
                   "int work(int a) { return near(a) + 2; }\n"},
         {"lib.c": LEAF.replace("@", "/ 7 * a") + "int work(int a) { return near(a) + 2; }\n"},
+    ),
+    "gone caller of a function whose signature changes": Pair(
+        Reason.CHANGED_SIGNATURE,
+        {"lib.c": SIGNED_OLD + "int gone(int a) { return leaf(a) + 2; }\n"
+                  "int work(int a) { return gone(a); }\n"},
+        {"lib.c": SIGNED_NEW + "int work(int a) { return leaf(a, a / 3) + 7; }\n"},
     ),
     "function that begins to return": Pair(
         Reason.CHANGED_NORETURN,
@@ -399,3 +407,21 @@ def test_other_locks_are_a_warning(project: Any, new: str, *, warned: bool) -> N
     hazards = project.build({"main.c": MAIN, **old}, after).explanation.hazards
     assert [(h.reason, h.state) for h in hazards] == ([(Reason.LOCK_IMBALANCE, "warning")] if warned else [])
     assert all("pthread_mutex_lock 0 -> 1" in h.detail for h in hazards)
+
+
+def test_gone_function_counts_as_old_code(project: Any) -> None:
+    """A thread may be in a function that the new source lacks, led there by a jump: it must not get new callees."""
+    gone = NOINLINE + "static int gone(int a) { return leaf(a) + 2; }\n"
+    old = {"lib.c": SIGNED_OLD + gone + "int work(int a) { return gone(a); }\n"}
+    new = {"lib.c": SIGNED_NEW + "int work(int a) { return leaf(a, a / 3) + 7; }\n"}
+    outcome = project.build({"main.c": MAIN, **old}, new)
+    assert [one.symbol for one in outcome.bundle.manifest.gone] == ["gone"]
+
+
+def test_why_a_new_signature_is_safe(project: Any) -> None:
+    """The explanation says who calls a function whose signature changes, and what became of each caller."""
+    callers = "int other(int a) { return leaf(@); }\nint work(int a) { return leaf(@) + 1; }\n"
+    old, new = SIGNED_OLD + callers.replace("@", "a"), SIGNED_NEW + callers.replace("@", "a, a / 3")
+    grounds = project.build({"main.c": MAIN, "lib.c": old}, {"lib.c": new}).explanation.grounds
+    reason = "static, and nothing but calls leads to it; callers other, work are replaced"
+    assert f"lib.o: leaf: int (int) -> int (int, long int): {reason}" in grounds

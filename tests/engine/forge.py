@@ -45,23 +45,24 @@ def forge(  # noqa: PLR0917 (what a bundle consists of)
     out: Path,
     name: str = "pairs-2",
     limit: float = 5.0,
+    gone: tuple[str, ...] = (),
     **more: list[str],
 ) -> Bundle:
     """Write a bundle that replaces `functions` of `program` by those of the relocatable.
 
-    more: further fields of the manifest.
+    gone: functions that are old code as well. more: further fields of the manifest.
     """
     with program.open("rb") as stream, relocatable.open("rb") as objects:
         elf, new = ELFFile(stream), ELFFile(objects)
         symbols = {s.name: s for s in elf.get_section_by_name(".symtab").iter_symbols() if s.name}
         text = elf.get_section_by_name(".text")
-        replaced = []
-        for function in functions:
+        old = {}
+        for function in (*functions, *gone):
             symbol = symbols[function]
             start, size = symbol["st_value"], symbol["st_size"]
             code = text.data()[start - text["sh_addr"] : start - text["sh_addr"] + size]
-            entry = Range(symbol=function, offset=start, size=size, sha256=hashlib.sha256(code).hexdigest())
-            replaced.append(ReplacedFunction(entry=entry, new_symbol=function))
+            old[function] = Range(symbol=function, offset=start, size=size, sha256=hashlib.sha256(code).hexdigest())
+        replaced = [ReplacedFunction(entry=old[function], new_symbol=function) for function in functions]
         slots = _got_slots(elf)
         references = []
         for symbol in new.get_section_by_name(".symtab").iter_symbols():
@@ -85,6 +86,7 @@ def forge(  # noqa: PLR0917 (what a bundle consists of)
         cves=["CVE-2026-0001"],
         module=Module(name=program.name, build_id=build_id),
         functions=replaced,
+        gone=[old[function] for function in gone],
         references=references,
         **more,
         hooks=hooks,

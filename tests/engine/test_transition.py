@@ -3,7 +3,9 @@
 import json
 import signal
 import time
+from pathlib import Path
 
+import forge
 from conftest import Target, engine, start_engine
 
 NAME = "pairs-2"
@@ -130,6 +132,18 @@ def test_an_engine_that_was_stopped_for_long_takes_another_helper(target: Target
     assert (child.returncode, last["event"], last["helpers"]) == (0, "finalized", 2)
     assert settle(target)["old"] == 0
     assert target.quit()["changes"] == 1
+
+
+def test_a_function_that_nothing_replaces_can_be_old_code(target: Target, built: Path, tmp_path: Path) -> None:
+    """A thread in a function that the new source lacks does not migrate before it has left it."""
+    patch = built / "patch.o"
+    forge.forge(target.program, patch, ["left", "right"], tmp_path / "gone.graft", gone=("linger",))
+    tid = int(target.ask("tid"))
+    target.ask("linger")
+    first = engine(target.pid, op="apply", bundle=str(tmp_path / "gone.graft"), deadline=3)
+    assert (first.code, first.of("waiting")[-1]["tid"], first.of("waiting")[-1]["function"]) == (4, tid, "linger")
+    target.ask("go on")
+    assert engine(target.pid, op="apply", bundle=str(tmp_path / "gone.graft"), deadline=20).code == 0
 
 
 def test_an_unfinished_patch_can_be_reverted(target: Target, bundle: str) -> None:
