@@ -127,6 +127,10 @@ sites: install ## What share of the functions of common servers and libraries ca
 corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; root)
 	@$(BIN)/python -m hack.corpus $(ONLY)
 
+.PHONY: heldout
+heldout: install ## Changes to programs that the builder was not made with; writes docs/heldout.md (ONLY=lighttpd: a part; root)
+	@$(BIN)/python -m hack.heldout $(ONLY)
+
 .PHONY: asm
 asm: ## Assemble the engine's machine code anew from its sources
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o

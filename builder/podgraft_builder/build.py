@@ -23,6 +23,7 @@ from podgraft_builder.reached import last_of_each, left_out, require_seen
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
+from podgraft_builder.stale import require_copies
 from podgraft_builder.verdict import Verdict
 from podgraft_builder.workspace import Workspace
 from podgraft_bundle.bundle import Bundle, write_bundle
@@ -180,6 +181,8 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
     if forgotten:
         fresh = space.replay(forgotten, "new")
+    names = [Path(name).relative_to(space.tree.resolve()) for name in sorted(patched)]
+    require_copies([*records, *fresh], space.source, names)
     require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])

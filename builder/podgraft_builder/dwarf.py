@@ -80,7 +80,7 @@ def read_debug(data: bytes) -> Debug:
         if language is not None and language.value == _ASSEMBLER:
             debug.assembler = True
             continue
-        debug.producers.add(_name(top, "DW_AT_producer"))
+        debug.producers.add(name_of(top, "DW_AT_producer"))
         debug.cpp = debug.cpp or (language is not None and language.value in _CPP)
         _walk(top, "", debug)
     return debug
@@ -101,26 +101,26 @@ def without_tls(data: bytes) -> bytes:
 
 def _walk(parent: DIE, scope: str, debug: Debug) -> None:
     for die in parent.iter_children():
-        name = _name(die)
+        name = name_of(die)
         if die.tag in _RECORDS:
             if name and "DW_AT_declaration" not in die.attributes:
-                debug.layouts[f"{_RECORDS[str(die.tag)]} {scope}{name}"] = _layout(die)
+                debug.layouts[f"{_RECORDS[str(die.tag)]} {scope}{name}"] = layout_of(die)
             if name:
                 _walk(die, f"{scope}{name}::", debug)
         elif die.tag == "DW_TAG_typedef" and name:
             target = _target(die)
-            if target is not None and target.tag in _RECORDS and not _name(target):
-                debug.layouts[f"typedef {scope}{name}"] = _layout(target)
+            if target is not None and target.tag in _RECORDS and not name_of(target):
+                debug.layouts[f"typedef {scope}{name}"] = layout_of(target)
         elif die.tag == "DW_TAG_namespace":
             _walk(die, f"{scope}{name}::", debug)
         elif die.tag == "DW_TAG_subprogram" and name:
             _function(die, name, debug)
         elif die.tag == "DW_TAG_variable" and name and _is_static(die):
-            debug.variables[_name(die, "DW_AT_linkage_name") or f"{scope}{name}"] = _type(_target(die), 0)
+            debug.variables[name_of(die, "DW_AT_linkage_name") or f"{scope}{name}"] = _type(_target(die), 0)
 
 
 def _function(die: DIE, name: str, debug: Debug) -> None:
-    linked = _name(die, "DW_AT_linkage_name") or name
+    linked = name_of(die, "DW_AT_linkage_name") or name
     debug.signatures.setdefault(linked, _signature(die))
     if "DW_AT_noreturn" in die.attributes:
         debug.noreturn.add(linked)
@@ -130,8 +130,8 @@ def _function(die: DIE, name: str, debug: Debug) -> None:
 def _static_types(parent: DIE, owner: str, debug: Debug) -> None:
     """Note the types of the static variables of a function; those of one name are told together."""
     for die in parent.iter_children():
-        if die.tag == "DW_TAG_variable" and _name(die) and _is_static(die):
-            key, text = f"{owner}::{_name(die)}", _type(_target(die), 0)
+        if die.tag == "DW_TAG_variable" and name_of(die) and _is_static(die):
+            key, text = f"{owner}::{name_of(die)}", _type(_target(die), 0)
             known = debug.variables.get(key)
             debug.variables[key] = text if known is None else f"{known}, {text}"
         elif die.tag == "DW_TAG_lexical_block":
@@ -145,22 +145,23 @@ def _is_static(die: DIE) -> bool:
     )
 
 
-def _layout(die: DIE) -> Layout:
+def layout_of(die: DIE) -> Layout:
+    """Return the layout of a record or enumeration."""
     members: list[tuple[str, int, str]] = []
     for child in die.iter_children():
         if child.tag == "DW_TAG_enumerator":
-            members.append((_name(child), int(child.attributes["DW_AT_const_value"].value), ""))
+            members.append((name_of(child), int(child.attributes["DW_AT_const_value"].value), ""))
         elif child.tag in {"DW_TAG_member", "DW_TAG_inheritance"}:
-            width = f":{_number(child, 'DW_AT_bit_size')}" if "DW_AT_bit_size" in child.attributes else ""
-            members.append((_name(child), _bits(child), _type(_target(child), 0) + width))
-    return Layout(_RECORDS[str(die.tag)], _number(die, "DW_AT_byte_size"), tuple(members))
+            width = f":{number_of(child, 'DW_AT_bit_size')}" if "DW_AT_bit_size" in child.attributes else ""
+            members.append((name_of(child), _bits(child), _type(_target(child), 0) + width))
+    return Layout(_RECORDS[str(die.tag)], number_of(die, "DW_AT_byte_size"), tuple(members))
 
 
 def _bits(member: DIE) -> int:
     """Return where a member starts, in bits."""
     if "DW_AT_data_bit_offset" in member.attributes:
-        return _number(member, "DW_AT_data_bit_offset")
-    return 8 * _number(member, "DW_AT_data_member_location")
+        return number_of(member, "DW_AT_data_bit_offset")
+    return 8 * number_of(member, "DW_AT_data_member_location")
 
 
 def _signature(die: DIE) -> str:
@@ -185,12 +186,12 @@ def _type(die: DIE | None, depth: int) -> str:  # noqa: PLR0911 (a table of kind
     if die.tag == "DW_TAG_subroutine_type":
         return _signature(die)
     if die.tag in _RECORDS:
-        name = _name(die)
-        return f"{_RECORDS[str(die.tag)]} {name}" if name else str(_layout(die).members)
+        name = name_of(die)
+        return f"{_RECORDS[str(die.tag)]} {name}" if name else str(layout_of(die).members)
     if die.tag == "DW_TAG_typedef":
         target = _target(die)
-        return _name(die) if target is not None and target.tag in _RECORDS else _type(target, depth + 1)
-    return _name(die) or str(die.tag)
+        return name_of(die) if target is not None and target.tag in _RECORDS else _type(target, depth + 1)
+    return name_of(die) or str(die.tag)
 
 
 def _dimensions(die: DIE) -> Iterator[str]:
@@ -205,12 +206,28 @@ def _target(die: DIE) -> DIE | None:
     return die.get_DIE_from_attribute("DW_AT_type") if "DW_AT_type" in die.attributes else None
 
 
-def _name(die: DIE, attribute: str = "DW_AT_name") -> str:
+def name_of(die: DIE, attribute: str = "DW_AT_name") -> str:
+    """Return an attribute that is text, empty where it is missing."""
     name: Any = die.attributes.get(attribute)
     return name.value.decode(errors="replace") if name is not None else ""
 
 
-def _number(die: DIE, attribute: str) -> int:
+def declaration_of(die: DIE) -> DIE:
+    """Follow an instance to the function that it is an instance of, and a definition to what names it."""
+    for attribute in ("DW_AT_abstract_origin", "DW_AT_specification"):
+        if attribute in die.attributes:
+            return declaration_of(die.get_DIE_from_attribute(attribute))
+    return die
+
+
+def linkage_of(die: DIE) -> str:
+    """Return the name that the linker sees."""
+    name: Any = die.attributes.get("DW_AT_linkage_name") or die.attributes.get("DW_AT_name")
+    return name.value.decode(errors="replace") if name is not None else ""
+
+
+def number_of(die: DIE, attribute: str) -> int:
+    """Return an attribute that is a number, 0 where it is missing."""
     found: Any = die.attributes.get(attribute)
     return found.value if found is not None and isinstance(found.value, int) else 0
 
@@ -220,12 +237,12 @@ def static_owners(data: bytes) -> dict[tuple[int, int], str]:
 
     Inlining puts statics of one name into one function; the debug information knows whose they are.
     """
-    return {place: f"{owner}::{_name(die)}" for place, owner, die in _statics(data)}
+    return {place: f"{owner}::{name_of(die)}" for place, owner, die in _statics(data)}
 
 
 def static_lines(data: bytes) -> dict[tuple[int, int], int]:
     """Return (section, offset) -> line of declaration of the static variables inside functions."""
-    return {place: _number(die, "DW_AT_decl_line") for place, _, die in _statics(data)}
+    return {place: number_of(die, "DW_AT_decl_line") for place, _, die in _statics(data)}
 
 
 def _statics(data: bytes) -> Iterator[tuple[tuple[int, int], str, DIE]]:
@@ -241,8 +258,8 @@ def _statics(data: bytes) -> Iterator[tuple[tuple[int, int], str, DIE]]:
             places[item["r_offset"]] = (symbol["st_shndx"], symbol["st_value"] + item["r_addend"])
     for unit in elf.get_dwarf_info().iter_CUs():
         for die in unit.get_top_DIE().iter_children():
-            if die.tag == "DW_TAG_subprogram" and _name(die):
-                yield from _owned(die, _name(die), places)
+            if die.tag == "DW_TAG_subprogram" and name_of(die):
+                yield from _owned(die, name_of(die), places)
 
 
 def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]]) -> Iterator[tuple[tuple[int, int], str, DIE]]:
@@ -250,7 +267,7 @@ def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]]) -> Itera
         if die.tag == "DW_TAG_variable" and "DW_AT_location" in die.attributes:
             # DW_FORM_exprloc: a length of one byte, DW_OP_addr, then the address that is relocated
             place = places.get(die.attributes["DW_AT_location"].offset + 2)
-            if place is not None and _name(die):
+            if place is not None and name_of(die):
                 yield place, owner, die
         elif die.has_children:
             yield from _owned(die, owner, places)

@@ -10,7 +10,7 @@ from podgraft_builder.code import is_branch
 from podgraft_builder.compare import Changed, Comparison
 from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.outlook import outlook_of
-from podgraft_builder.sources import Origins, Touched, read_origins, touched_lines
+from podgraft_builder.sources import Origins, read_origins, touched_lines
 from podgraft_builder.verdict import Hazard, Verdict
 from podgraft_bundle.errors import Refusal
 
@@ -62,13 +62,14 @@ def explain(comparisons: dict[str, Comparison], verdict: Verdict, patch: Path | 
         if not comparison.changed:
             continue
         old, new = (read_origins(which.data) if lines else Origins() for which in (comparison.old, comparison.new))
+        touched = old.touched(lines or {})
         for name, unit in sorted(comparison.changed.items()):
             outlook, because = outlook_of(comparison.old, unit.old, unit.old_parts)
             rows.append(
                 Row(
                     label,
                     name,
-                    _cause(unit, old, new, lines) if lines is not None else "",
+                    _cause(unit, old, new, touched) if lines is not None else "",
                     unit.why,
                     _size(unit.old, unit.old_parts),
                     _size(unit.new, unit.new_parts),
@@ -81,9 +82,8 @@ def explain(comparisons: dict[str, Comparison], verdict: Verdict, patch: Path | 
     return tuple(rows)
 
 
-def _cause(unit: Changed, old: Origins, new: Origins, lines: Touched) -> str:
+def _cause(unit: Changed, old: Origins, new: Origins, touched: set[str]) -> str:
     """Say what made a function change, as far as source lines and debug information tell."""
-    touched = old.touched(lines)
     base = unit.name.partition(".")[0]
     split = " (part split)" if base != unit.name or len(unit.old_parts) != len(unit.new_parts) else ""
     if base in touched:

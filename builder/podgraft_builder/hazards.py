@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from podgraft_builder.callers import check_gone_callers, check_removed_callers, check_signatures
+from podgraft_builder.closures import check_closures
 from podgraft_builder.compare import Comparison
 from podgraft_builder.dwarf import read_debug
 from podgraft_builder.flow import check_flow
@@ -90,6 +91,7 @@ _CHANGED = (
     check_removed_callers,
     _check_language,
     _check_layouts,
+    check_closures,
     check_signatures,
     check_running_names,
     check_strangers,

@@ -2,16 +2,16 @@
 
 import io
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
 from elftools.elf.elffile import ELFFile
 
-from podgraft_builder.dwarf import without_tls
+from podgraft_builder.dwarf import declaration_of, linkage_of, without_tls
 
 _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+")
 Touched = dict[str, set[int]]
@@ -26,13 +26,16 @@ class Origins:
 
     def touched(self, lines: Touched) -> set[str]:
         """Return the functions between whose first line and that of the next a patch changes something."""
-        found = set()
-        for name, (file, start) in self.places.items():
-            later = [line for other, line in self.places.values() if other == file and line > start]
-            end = min(later, default=2**31)
-            if any(start <= line < end for line in lines.get(file, ())):
-                found.add(name)
-        return found
+        starts: dict[str, list[int]] = {}
+        for file, start in sorted(set(self.places.values())):
+            starts.setdefault(file, []).append(start)
+        hit = {
+            (file, starts[file][bisect_right(starts[file], line) - 1])
+            for file, numbers in lines.items()
+            for line in numbers
+            if file in starts and line >= starts[file][0]
+        }
+        return {name for name, place in self.places.items() if place in hit}
 
 
 def touched_lines(patch: Path) -> Touched:
@@ -67,8 +70,8 @@ def read_origins(data: bytes) -> Origins:
     for unit in elf.get_dwarf_info().iter_CUs():
         files = _files(unit)
         for die in _functions(unit.get_top_DIE()):
-            declared = _declaration(die)
-            name, attributes = _linkage(declared), declared.attributes
+            declared = declaration_of(die)
+            name, attributes = linkage_of(declared), declared.attributes
             file, line = attributes.get("DW_AT_decl_file"), attributes.get("DW_AT_decl_line")
             if name and file is not None and line is not None:
                 origins.places.setdefault(name, (files.get(file.value, ""), line.value))
@@ -88,23 +91,10 @@ def _inlined(parent: DIE) -> set[str]:
     found = set()
     for die in parent.iter_children():
         if die.tag == "DW_TAG_inlined_subroutine":
-            found.add(_linkage(_declaration(die)))
+            found.add(linkage_of(declaration_of(die)))
         if die.has_children:
             found |= _inlined(die)
     return found
-
-
-def _declaration(die: DIE) -> DIE:
-    """Follow an instance to the function that it is an instance of, and a definition to what names it."""
-    for attribute in ("DW_AT_abstract_origin", "DW_AT_specification"):
-        if attribute in die.attributes:
-            return _declaration(die.get_DIE_from_attribute(attribute))
-    return die
-
-
-def _linkage(die: DIE) -> str:
-    name: Any = die.attributes.get("DW_AT_linkage_name") or die.attributes.get("DW_AT_name")
-    return name.value.decode(errors="replace") if name is not None else ""
 
 
 def _files(unit: CompileUnit) -> dict[int, str]:

@@ -17,6 +17,7 @@ from podgraft_builder import kept, wrapper
 from podgraft_builder.hooks import INCLUDE
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
+from podgraft_builder.stale import remove_configured
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
@@ -39,6 +40,7 @@ class Workspace:
     command: str
     lock: IO[str] | None = None
     tree: Path = field(init=False)
+    unconfigured: list[Path] = field(default_factory=list)  # build folders that were left out of the copy
 
     def __post_init__(self) -> None:
         self.tree = self.root / "tree"
@@ -87,10 +89,11 @@ class Workspace:
         return kept.state_of(self.source, self._environment(self.root / "old", SECTIONS), self.command)
 
     def copy_tree(self) -> None:
-        """Put a fresh copy of the source tree in place, file times kept."""
+        """Put a fresh copy of the source tree in place, file times kept, without what was configured for its place."""
         if self.tree.exists():
             shutil.rmtree(self.tree)
         shutil.copytree(self.source, self.tree, symlinks=True)
+        self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
         """Delete what an earlier build left: programs and objects, and archives if asked."""
@@ -118,8 +121,17 @@ class Workspace:
         )
         if result.returncode != 0:
             tail = result.stdout.decode(errors="replace").strip().splitlines()[-_TAIL:]
-            raise Refusal(Reason.BUILD_FAILED, f"{self.command!r} ended with {result.returncode}:\n" + "\n".join(tail))
+            text = "\n".join(tail)
+            raise Refusal(
+                Reason.BUILD_FAILED, f"{self.command!r} ended with {result.returncode}:\n{text}", self._hint()
+            )
         return read_log(store)
+
+    def _hint(self) -> str | None:
+        if not self.unconfigured:
+            return None
+        names = ", ".join(str(folder) for folder in self.unconfigured)
+        return f"let the build command configure {names} anew: it was configured for its old place and is left out"
 
     def replay(self, records: list[Record], store_name: str) -> list[Record]:
         """Compile again, by itself, each object that the build command did not look at."""

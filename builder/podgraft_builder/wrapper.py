@@ -24,7 +24,8 @@ WITH_VALUE = frozenset(
         *("-z", "-e", "-A", "-aux-info", "--param", "-arch", "-target", "-wrapper", "-B", "-Xclang"),
     }
 )
-NO_OBJECT = ("-E", "-S", "-M", "-MM", "-fsyntax-only", "--version", "-v", "-###", "--help")
+NO_OBJECT = ("-E", "-S", "-M", "-MM", "-fsyntax-only", "--version", "-###", "--help")
+QUESTIONS = ("-print", "-dumpfullversion", "-dumpmachine", "-dumpspecs", "-dumpversion")
 
 
 def words(arguments: list[str]) -> list[str]:
@@ -156,8 +157,12 @@ def main() -> int:
     name, arguments = sys.argv[1], sys.argv[2:]
     compiler = real_compiler(name)
     seen = words(arguments)
-    if not seen or any(word in NO_OBJECT or word.startswith(("-print", "-dump")) for word in seen):
-        os.execv(compiler, [name, *arguments])  # noqa: S606 (becomes the compiler)
+    idle = all(word.startswith("-") for word in seen)  # "-v" alone, and the like
+    if idle or any(
+        word in NO_OBJECT or word.startswith(("-print", "-dumpm", "-dumpv", "-dumpf", "-dumps")) for word in seen
+    ):
+        # By its path: gcc looks for its parts beside the name that it was called by, as far as PATH has it.
+        os.execv(compiler, [compiler, *arguments])  # noqa: S606 (becomes the compiler)
     files = sources(seen)
     if "-c" not in seen:
         return link(compiler, name, arguments)
