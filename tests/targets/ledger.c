@@ -1,5 +1,5 @@
-/* A program whose patch migrates data. Its threads ask `fee` of each item, hot or sleeping now and then, and tell
- * old answers from new ones. `calls` counts the hooks of the patch, `behave` tells them what to do: 0 or a number to
+/* A program whose patch migrates data. Its threads ask `fee` of each item now and then, and tell old answers
+ * from new ones. `calls` counts the hooks of the patch, `behave` tells them what to do: 0 or a number to
  * return, -1 to wait until told to go on, -2 to follow a wild pointer, -3 never to return.
  * Commands on standard input, answers on standard output. */
 #define _GNU_SOURCE
@@ -33,7 +33,7 @@ __attribute__((noipa)) int fee(const struct item *item)
 
 static void *work(void *arg)
 {
-	int last = 0, hot = *(int *)arg;
+	int last = 0;
 	while (!stop) {
 		for (int i = 0; i < ITEMS; i++) {
 			int surcharge = fee(&items[i]) - items[i].value;
@@ -43,10 +43,9 @@ static void *work(void *arg)
 			last = now;
 		}
 		struct timespec ms5 = {0, 5000000};
-		if (!hot)
-			nanosleep(&ms5, NULL);
+		nanosleep(&ms5, NULL);
 	}
-	return NULL;
+	return arg;
 }
 
 static void crashed(int signo)
@@ -65,13 +64,12 @@ static void report(void)
 
 int main(void)
 {
-	static int hot[THREADS] = {1};
 	pthread_t ids[THREADS];
 	signal(SIGSEGV, crashed);
 	for (int i = 0; i < ITEMS; i++)
 		items[i].value = i;
 	for (int i = 0; i < THREADS; i++)
-		pthread_create(&ids[i], NULL, work, &hot[i]);
+		pthread_create(&ids[i], NULL, work, NULL);
 	printf("ready\n");
 	fflush(stdout);
 	char line[64];
