@@ -6,8 +6,8 @@ import sys
 import structlog
 from structlog.typing import Processor
 
-# They speak of warnings only.
-QUIET = ("aiohttp", "asyncio")
+# kopf would tell every handled event; aiohttp and asyncio speak of warnings only.
+QUIET = ("kopf", "aiohttp", "asyncio")
 SHARED: tuple[Processor, ...] = (
     # What the work at hand is about (LivePatch, pod, node): bound once, by context, so that no line can forget it.
     structlog.contextvars.merge_contextvars,

@@ -60,7 +60,7 @@ class Builder:
         self.layer(libraries, tag, f"code of {program.name}", lambda root: contents.code(program, root))
         if new:
             entry = next(iter(program.scripts))
-            # Libraries ask for a user's name; the number of ours has none.
+            # kopf asks for a user's name; the number of ours has none.
             options = (f"--config.entrypoint={entry}", f"--config.user={program.user}", "--config.env=USER=podgraft")
             self.layout.configure(tag, *options)
         return tag

@@ -1,1 +1,1 @@
-"""The operator: LivePatches in, work for each node out, one status back. `world` remembers, `rollout` decides."""
+"""LivePatches in, work for each node out, one status back. kopf watches, `world` remembers, `rollout` decides."""

@@ -1,4 +1,4 @@
-"""`podgraft-operator`: watches and the loop, side by side until one of them ends."""
+"""`podgraft-operator`: kopf's watch, our own ones and the loop, side by side until one of them ends."""
 
 import asyncio
 import os
@@ -11,11 +11,12 @@ from prometheus_client import REGISTRY
 from podgraft_kube.client import Kube
 from podgraft_kube.logs import configure_logs
 from podgraft_kube.metrics import BUILD, observe, serve_health, serve_metrics
+from podgraft_operator import handlers
 from podgraft_operator.config import Config, read_config
 from podgraft_operator.controller import Controller
 from podgraft_operator.metrics import WorldCollector
 from podgraft_operator.watches import follow
-from podgraft_operator.world import KINDS
+from podgraft_operator.world import MANY
 
 log = structlog.get_logger(__name__)
 
@@ -40,8 +41,8 @@ async def run(config: Config) -> None:
             await serve_health(controller.problem, config.liveness_port),
         ]
         log.info("operator is up", version=version("podgraft"))
-        parts = {asyncio.create_task(follow(kube, controller.world, kind)) for kind in KINDS}
-        parts.add(asyncio.create_task(controller.run()))
+        parts = {asyncio.create_task(follow(kube, controller.world, kind)) for kind in MANY}
+        parts |= {asyncio.create_task(handlers.follow(controller.world)), asyncio.create_task(controller.run())}
         ending = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait(parts | {ending}, return_when=asyncio.FIRST_COMPLETED)
         for part in parts:

@@ -1,6 +1,6 @@
 """What the operator has seen, as the watches tell it, and which LivePatches must be looked at.
 
-An object that vanished while a watch was broken is not told by it, so each watch begins with a list. Now and then
+An object that vanished while a watch was broken is not told by kopf; our own watches begin with a list. Now and then
 the world is compared with a list all the same: that shows a watch that is dead.
 """
 
@@ -16,7 +16,9 @@ from podgraft_operator.placement import Placed, settled
 from podgraft_operator.targets import Pod, parse_pod
 
 Kind = Literal["livepatches", "pods", "nodepatches"]
-KINDS: tuple[Kind, ...] = ("livepatches", "pods", "nodepatches")
+# The kinds of which there are thousands; the first list of the others is that of `watches.compare`.
+MANY: tuple[Kind, ...] = ("pods", "nodepatches")
+KINDS: tuple[Kind, ...] = ("livepatches", *MANY)
 Key = tuple[str, str]
 # Phases in which an agent renews its heartbeat.
 BUSY = frozenset({Phase.PENDING, Phase.APPLYING, Phase.REVERTING})
@@ -55,7 +57,7 @@ class World:
     # What a list or our own write has shown and the watch not yet: version, and since when.
     unheard: dict[tuple[Kind, str], tuple[int, float]] = field(default_factory=dict)
     deleted: set[tuple[Kind, str]] = field(default_factory=set)
-    # Set when the watch of each kind has told all that there is.
+    # Set when the watches of pods and NodePatches have told all that there is.
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     _listed: set[Kind] = field(default_factory=set)
 
@@ -84,7 +86,7 @@ class World:
     def listed(self, kind: Kind) -> None:
         """Note that a watch has told all objects of a kind once."""
         self._listed.add(kind)
-        if self._listed == set(KINDS):
+        if self._listed == set(MANY):
             self.ready.set()
 
     def only(self, kind: Kind, there: Container[str], version: int) -> None:
