@@ -101,10 +101,10 @@ class SiteFinder:
         """Return the site of the patch below: a function has one site, whoever is in force."""
         place = (record.site.address, len(record.site.final) // 2)
         displaced, undo, pun = same_site(record.function, start, code, place, self.has_room)
-        if (pun is None) == (record.rung == "jmp-punned"):
-            if pun is None:
-                raise Refusal(Reason.NO_PATCH_SITE, f"{record.function}: no free page for one more punned jump")
+        if record.rung != "jmp-punned":
             pun = None
+        elif pun is None:
+            raise Refusal(Reason.NO_PATCH_SITE, f"{record.function}: no free page for one more punned jump")
         holes = tuple(hole.address for hole in record.holes)
         site = Site(record.function, *place, record.rung, displaced, undo, holes, pun, record.reentrant, layer.doors)
         self._take(site)

@@ -40,6 +40,10 @@ def ladder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     patch = forge.compile_object(TARGETS / "ladder_patch.c", folder / "patch.o")
     forge.forge(program, patch, list(RUNGS), folder / "ladder.graft", name="ladder")
     forge.forge(program, patch, ["rival"], folder / "rival.graft", name="rival")
+    forge.forge(program, patch, ["rival"], folder / "drops.graft", name="drops", replaces=["after"])
+    same = forge.compile_object(TARGETS / "ladder_patch.c", folder / "same.o", "-DADDS=1")
+    forge.forge(program, same, list(RUNGS), folder / "same.graft", name="same")
+    forge.forge(program, patch, list(RUNGS), folder / "after.graft", name="after", replaces=["same"])
     return folder
 
 
@@ -71,6 +75,30 @@ def test_every_rung_is_patched_and_reverted_under_load(ladder: Path, climber: Ta
         last = climber.report()
         assert (last["new"], last["wrong"], last["changes"]) == (0, 0, 2 * cycle)
     assert (climber.text(), climber.tids()) == (before, threads)
+    climber.quit()
+
+
+def test_every_rung_is_replaced_dropped_and_reverted_under_load(ladder: Path, climber: Target) -> None:
+    """A patch that answers as the original, one that replaces it, one that drops all of that; each in its place."""
+    before = climber.text()
+    for _ in range(2):
+        for name in ("same", "after", "drops"):
+            answer = engine(climber.pid, op="apply", bundle=str(ladder / f"{name}.graft"))
+            assert answer.code == 0, answer
+            climber.report()
+            last = climber.report()
+            assert last["old" if name == "after" else "new"] == 0
+        changed = sum(old != new for old, new in zip(before, climber.text(), strict=True))
+        assert 0 < changed <= 7
+        # Over another the way back is a stub of its own.
+        assert engine(climber.pid, op="revert", name="drops").code == 0
+        assert engine(climber.pid, op="apply", bundle=str(ladder / "same.graft")).code == 0
+        assert engine(climber.pid, op="apply", bundle=str(ladder / "after.graft")).code == 0
+        assert engine(climber.pid, op="revert", name="after").code == 0
+        assert climber.text() == before
+    climber.report()
+    last = climber.report()
+    assert (last["new"], last["wrong"], last["changes"]) == (0, 0, 8)
     climber.quit()
 
 

@@ -1,8 +1,11 @@
 /* The next versions of the functions in ladder.c. */
+#ifndef ADDS
+#define ADDS 1000
+#endif
 #define NEXT(name)                                                                                                     \
 	long name(long x)                                                                                              \
 	{                                                                                                              \
-		return x + 1000;                                                                                       \
+		return x + ADDS;                                                                                       \
 	}
 NEXT(short_to_hole)
 NEXT(short_by_chain)
@@ -22,5 +25,5 @@ NEXT(nops_around_entry)
 
 long one_byte(void)
 {
-	return 999;
+	return ADDS - 1;
 }

@@ -35,7 +35,7 @@ int (*volatile entry_of_right)(int) = right;
 __attribute__((noipa)) int both(int x)
 {
 	int first = left(x) - x * 3;
-	for (int i = 0; i < 30; i++)
+	for (int i = 0; i < 8; i++)
 		__asm__ volatile("pause");
 	return first * 16 + entry_of_right(x) - x * 5;
 }

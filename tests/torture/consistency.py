@@ -100,7 +100,8 @@ class Consistency:
                 version = self._chance.choice([v for v in NAMES if v != version])
                 self._move(target, op="apply", bundle=str(self._folder / f"{NAMES[version]}.graft"))
                 self._row.patches += 1
-            self._look(target, version)
+            if not self._row.stories:
+                self._look(target, version)
 
     def _move(self, target: Target, **request: str) -> None:
         outcome: Outcome | None = None

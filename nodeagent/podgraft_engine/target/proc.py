@@ -177,6 +177,16 @@ class Process:
             return SleepState(-1, (), numbers[1], numbers[2])
         return SleepState(numbers[0], tuple(numbers[1:7]), numbers[7], numbers[8])
 
+    def cpu_seconds(self, tid: int) -> float | None:
+        """Return how long a thread has had a processor; None when the kernel does not tell (proc(5), schedstat)."""
+        words = self._read(tid, "schedstat").split()
+        return int(words[0]) / 1e9 if words else None
+
+    def has_run(self, tid: int, seconds: float, since: float | None) -> bool:
+        """Tell whether a thread has had a processor for so long since it was at `since`; in doubt yes."""
+        now = self.cpu_seconds(tid)
+        return now is None or since is None or now - since >= seconds
+
     def maps(self) -> list[Mapping]:
         """Return the memory map, in order of address."""
         return [parse_mapping(line) for line in self.map_text().rstrip("\n").split("\n")]

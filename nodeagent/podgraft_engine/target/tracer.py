@@ -36,6 +36,8 @@ USER_64BIT_CS: Final = 0x33
 
 _RseqConfiguration: Final = ctypes.c_uint64 * 3
 STOP_TIMEOUT_S: Final = 1.0
+# One that is runnable stops as soon as it gets a processor; it runs on until then, and nobody waits for it but we.
+STARVED_TIMEOUT_S: Final = 20.0
 SPIN_S: Final = 0.0003
 
 
@@ -221,18 +223,35 @@ def _wait_stop(tid: int, *, at_once: bool) -> float:
     A signal stop is passed on unharmed.
     """
     try:
-        status, stopped = _sleep_until_stop(tid) if at_once else _poll_until_stop(tid)
+        status, stopped = _stop_of(tid, at_once=at_once)
     except ChildProcessError:
         raise NotHeld("the thread has ended", gone=True) from None
-    except _GiveUp:
-        # In D state neither INTERRUPT nor DETACH work; only our own end releases it (carrier findings, section 2).
-        raise PodgraftError(Reason.BUSY, f"thread {tid} did not stop: it sleeps uninterruptibly") from None
     if not os.WIFSTOPPED(status):
         raise NotHeld("the thread has ended", gone=True)
     if status >> 16 != PTRACE_EVENT_STOP or os.WSTOPSIG(status) != signal.SIGTRAP:
         let_go(tid, 0 if status >> 16 else os.WSTOPSIG(status))
         raise NotHeld("a signal or a stop of the process was under way")
     return stopped
+
+
+def _stop_of(tid: int, *, at_once: bool) -> tuple[int, float]:
+    """Wait for a stop; return its status, and a time not later than it."""
+    until = time.perf_counter() + STARVED_TIMEOUT_S
+    while True:
+        with suppress(_GiveUp):
+            return _sleep_until_stop(tid) if at_once else _poll_until_stop(tid)
+        if not _is_runnable(tid) or time.perf_counter() > until:
+            # In D state neither INTERRUPT nor DETACH work; only our own end releases it (carrier findings, section 2).
+            why = "it sleeps uninterruptibly, or gets no processor"
+            raise PodgraftError(Reason.BUSY, f"thread {tid} did not stop: {why}")
+
+
+def _is_runnable(tid: int) -> bool:
+    """Tell whether a thread runs or waits for a processor (proc_pid_stat(5), field 3)."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        text = Path(f"/proc/{tid}/stat").read_text(errors="replace")
+        return text[text.rindex(")") + 2] == "R"
+    return False
 
 
 def _sleep_until_stop(tid: int) -> tuple[int, float]:

@@ -20,6 +20,9 @@ FIRST_PAUSE_S: Final = 0.001
 LONGEST_PAUSE_S: Final = 0.1
 # How long a running thread may take to go to sleep somewhere else before it is held.
 GRACE_S: Final = 0.2
+# It must have had a processor for that long (threads/migration.py), but for the last part of the time.
+GRACE_ON_CPU_S: Final = 0.05
+LONGEST_PATIENCE: Final = 0.5
 
 
 def drained(looker: "Looker", ours: set[int], deadline: float, tend: Callable[[], None]) -> bool:
@@ -30,12 +33,15 @@ def drained(looker: "Looker", ours: set[int], deadline: float, tend: Callable[[]
     """
     began = time.monotonic()
     left = {tid for tid in looker.process.every_thread() if tid not in ours}
+    ran = {tid: looker.process.cpu_seconds(tid) for tid in left}
     pause = FIRST_PAUSE_S
     while left:
         looker.stacks.refresh()
-        may_hold = time.monotonic() - began >= GRACE_S
+        waited = time.monotonic() - began
+        late = waited >= LONGEST_PATIENCE * (deadline - began)
         for tid in sorted(left):
-            if looker.is_outside(tid, may_hold=may_hold):
+            turn = late or looker.process.has_run(tid, GRACE_ON_CPU_S, ran[tid])
+            if looker.is_outside(tid, may_hold=turn and waited >= GRACE_S):
                 left.remove(tid)
             tend()
         if left and time.monotonic() > deadline:

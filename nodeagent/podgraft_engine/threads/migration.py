@@ -25,6 +25,9 @@ REPORT_AFTER_S: Final = 0.25
 REPORT_EVERY_S: Final = 1.0
 # How long a thread may take to come by a wake-up point before it is looked at from outside.
 GRACE_S: Final = 0.3
+# A running one must have had a processor for that long: on a busy machine it may just not have had its turn, and be in
+# the middle of a call that an interruption would cut short.
+GRACE_ON_CPU_S: Final = 0.05
 # A call with a time limit that an interruption would start anew is left alone until its time is over.
 LIMIT_MARGIN_S: Final = 0.2
 LONGEST_PATIENCE: Final = 0.5
@@ -94,6 +97,7 @@ class Migration:
         self._began = time.monotonic()
         self._late: dict[ThreadKey, _Straggler] = {}
         self._since: dict[ThreadKey, float] = {}
+        self._ran: dict[ThreadKey, float | None] = {}
         self._nudged: Counter[ThreadKey] = Counter()
         self._first = set(self._list())
         self._only_known_ones = True
@@ -154,6 +158,8 @@ class Migration:
         if self._arrivals.expects(key):
             return True
         since = self._since.setdefault(key, time.monotonic())
+        if key not in self._ran:
+            self._ran[key] = self._process.cpu_seconds(key[0])
         sleep = self._process.sleeping_in(key[0])
         patience = GRACE_S
         if sleep is not None and sleep.nr not in (None, -1):
@@ -164,6 +170,8 @@ class Migration:
                 patience = min(limit + LIMIT_MARGIN_S, LONGEST_PATIENCE * (deadline - self._began))
             if self._nudge(key, sleep):
                 return True
+        elif not self._process.has_run(key[0], GRACE_ON_CPU_S, self._ran[key]):
+            patience = LONGEST_PATIENCE * (deadline - self._began)
         if time.monotonic() - since >= patience:
             return False
         self.tally.waiting.append(self._waiting(key, "it has not come by a wake-up point yet", since))
