@@ -124,7 +124,7 @@ sites: install ## What share of the functions of common servers and libraries ca
 	@$(BIN)/python -m podgraft_engine.survey --write docs/sites.md $$($(PYTHON) -m hack.programs)
 
 .PHONY: corpus
-corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; root)
+corpus: install ## Real fixes as bundles, applied to the programs under load; writes docs/corpus.md (ONLY=redis: a part; ONLY=--known: the page alone; root)
 	@$(BIN)/python -m hack.corpus $(ONLY)
 
 .PHONY: heldout

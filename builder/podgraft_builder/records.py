@@ -1,8 +1,8 @@
 """What the compiler wrapper recorded, and which objects a link took."""
 
+import ast
 import hashlib
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +31,10 @@ class Record:
 
 def read_log(store: Path) -> list[Record]:
     """Return the records of one store, oldest first."""
-    log = store / "log.jsonl"
+    log = store / "log"
     if not log.exists():
         return []
-    return [_record(json.loads(line)) for line in log.read_text().splitlines()]
+    return [_record(ast.literal_eval(line)) for line in log.read_text().splitlines()]
 
 
 def _record(line: dict[str, str | list[str]]) -> Record:

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -177,7 +176,7 @@ class Workspace:
             PATH=f"{bin_}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             PODGRAFT_BIN=str(bin_),
             PODGRAFT_STORE=str(store),
-            PODGRAFT_FLAGS=shlex.join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}", *_HEADER]),
+            PODGRAFT_FLAGS="\n".join([*flags.split(), f"-ffile-prefix-map={self.tree}={self.source}", *_HEADER]),
             LC_ALL="C",
         )
         if "CCACHE_NODISABLE" not in environment:  # a cache is used where the user asks for it

@@ -1,19 +1,14 @@
 """The compiler wrapper: runs as gcc, cc, clang… inside a build, adds flags, records what each call made.
 
-It runs by itself (`python -I -S wrapper.py NAME ARGS…`) and so imports the standard library alone. It writes one
-JSON line per object and per link to $PODGRAFT_STORE/log.jsonl, and a copy of every object beside it: a build
-that compiles and links in one call leaves no objects behind.
+It runs by itself (`python -I -S wrapper.py NAME ARGS…`), hundreds of times in a build, and so imports what Python has
+loaded anyway: pathlib, json and subprocess would take four times as long as all the rest. It writes one line per
+object and per link to $PODGRAFT_STORE/log, a literal of Python, and a copy of every object beside it: a build that
+compiles and links in one call leaves no objects behind.
 """
 
-import hashlib
-import json
 import os
-import re
-import shlex
-import shutil
-import subprocess
 import sys
-from pathlib import Path
+import time
 
 SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".C", ".s", ".S", ".asm", ".i", ".ii", ".m")
 # Options whose value is the next word (GCC manual, "Option Summary"); a value must not be taken for a source.
@@ -32,8 +27,9 @@ def words(arguments: list[str]) -> list[str]:
     """Expand @file arguments, for looking only (GCC manual, "Overall Options")."""
     out: list[str] = []
     for argument in arguments:
-        if argument.startswith("@") and Path(argument[1:]).is_file():
-            out += Path(argument[1:]).read_text().split()
+        if argument.startswith("@") and os.path.isfile(argument[1:]):
+            with open(argument[1:]) as file:
+                out += file.read().split()
         else:
             out.append(argument)
     return out
@@ -66,77 +62,110 @@ def sources(arguments: list[str]) -> list[str]:
 def real_compiler(name: str) -> str:
     """Find the compiler that this wrapper stands before."""
     here = os.environ["PODGRAFT_BIN"]
-    path = os.pathsep.join(part for part in os.environ["PATH"].split(os.pathsep) if part != here)
-    found = shutil.which(name, path=path)
-    if found is None:
-        sys.stderr.write(f"podgraft wrapper: no {name} on PATH\n")
-        sys.exit(127)
-    return found
+    for folder in os.environ["PATH"].split(os.pathsep):
+        path = os.path.join(folder or ".", name)
+        if folder != here and os.path.isfile(path) and os.access(path, os.X_OK):
+            return path
+    sys.stderr.write(f"podgraft wrapper: no {name} on PATH\n")
+    sys.exit(127)
 
 
-def record(store: Path, **line: object) -> None:
+def call(compiler: str, arguments: list[str]) -> int:
+    """Run a compiler to its end and return its exit code."""
+    code = os.spawnv(os.P_WAIT, compiler, [compiler, *arguments])  # noqa: S606 (a compiler)
+    return code if code >= 0 else 128 - code
+
+
+def added_flags() -> list[str]:
+    """Return the flags that every compile and link gets."""
+    return os.environ["PODGRAFT_FLAGS"].split("\n")
+
+
+def new_name() -> str:
+    """Return a name in the store that no other call has."""
+    return f"{os.getpid():x}{time.time_ns():x}"
+
+
+def record(store: str, **line: object) -> None:
     """Append one line in one write, so that parallel compilers do not mix theirs."""
-    with (store / "log.jsonl").open("ab", buffering=0) as log:
-        log.write(json.dumps(line).encode() + b"\n")
+    log = os.open(f"{store}/log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(log, ascii(line).encode() + b"\n")
+    os.close(log)
 
 
-def read_dependencies(path: Path) -> list[str]:
+def read_dependencies(path: str) -> list[str]:
     """Return the absolute paths of the files that a make rule names (GCC manual, "Preprocessor Options", -M)."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return []
-    rules = path.read_text(errors="replace").replace("\\\n", " ")
+    with open(path, errors="replace") as file:
+        rules = file.read().replace("\\\n", " ")
     rule = rules.split("\n", 1)[0].partition(": ")[2]
-    return [str(Path.cwd() / word.replace("\0", " ")) for word in rule.replace("\\ ", "\0").split() if word]
+    return [absolute(word.replace("\0", " ")) for word in rule.replace("\\ ", "\0").split() if word]
 
 
-def compile_one(compiler: str, name: str, arguments: list[str], source: str, output: Path) -> int:
+def absolute(path: str) -> str:
+    """Return a path that holds in every folder."""
+    return os.path.join(os.getcwd(), path)
+
+
+def with_system_headers(word: str) -> str:
+    """Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, -MD)."""
+    for short, full in (("-MMD", "-MD"), ("-Wp,-MMD", "-Wp,-MD")):
+        if word == short or word.startswith(f"{short},"):
+            return full + word[len(short) :]
+    return word
+
+
+def compile_one(compiler: str, name: str, arguments: list[str], source: str, output: str) -> int:
     """Run one compile with the flags added, and record it."""
-    store = Path(os.environ["PODGRAFT_STORE"])
-    token = hashlib.sha256(f"{Path.cwd()}\0{output}\0{os.getpid()}".encode()).hexdigest()[:24]
-    own = store / f"{token}.d"
-    # Headers found by -isystem belong to the tree, too: ask for all of them (GCC manual, -MD).
-    arguments = [re.sub(r"^(-Wp,)?-MMD\b", r"\1-MD", word) for word in arguments]
+    store = os.environ["PODGRAFT_STORE"]
+    copy = f"{store}/{new_name()}.o"
+    own = f"{copy}.d"
+    arguments = [with_system_headers(word) for word in arguments]
     explicit = any(word.startswith(("-M", "-Wp,-M")) for word in arguments)
     # Not by DEPENDENCIES_OUTPUT, which ccache does not know and which leaves out the headers of -isystem folders.
-    rule = [] if explicit else ["-MD", "-MF", str(own), "-MT", "object"]
-    code = subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"]), *rule])
-    if code == 0 and output.is_file():
+    rule = [] if explicit else ["-MD", "-MF", own, "-MT", "object"]
+    code = call(compiler, [*arguments, *added_flags(), *rule])
+    if code == 0 and os.path.isfile(output):
         if explicit:
-            own = Path(option(arguments, "-MF") or output.with_suffix(".d"))
-        copy = store / f"{token}.o"
-        shutil.copyfile(output, copy)
+            own = option(arguments, "-MF") or f"{os.path.splitext(output)[0]}.d"
+        with open(output, "rb") as made, open(copy, "wb") as kept:
+            kept.write(made.read())
         record(
             store,
             kind="compile",
-            cwd=str(Path.cwd()),
+            cwd=os.getcwd(),
             compiler=name,
             arguments=arguments,
-            source=str(Path.cwd() / source),
-            output=str(Path.cwd() / output),
-            copy=str(copy),
-            depends=[str(Path.cwd() / source), *read_dependencies(own)],
+            source=absolute(source),
+            output=absolute(output),
+            copy=copy,
+            depends=[absolute(source), *read_dependencies(own)],
         )
     return code
 
 
 def link(compiler: str, name: str, arguments: list[str]) -> int:
     """Compile the sources of a link one by one, so that their objects are known; then link with a map."""
-    store = Path(os.environ["PODGRAFT_STORE"])
-    output = Path.cwd() / (option(words(arguments), "-o") or "a.out")
-    token = hashlib.sha256(f"{output}\0{os.getpid()}".encode()).hexdigest()[:24]
+    store, token = os.environ["PODGRAFT_STORE"], new_name()
+    output = absolute(option(words(arguments), "-o") or "a.out")
     if "-x" not in arguments:
         for source in sources(arguments):
-            made = store / f"{token}-{Path(source).stem}.o"
+            made = f"{store}/{token}-{stem(source)}.o"
             others = [word for word in arguments if word not in sources(arguments)]
-            code = compile_one(compiler, name, [*without_link(others), "-c", source, "-o", str(made)], source, made)
+            code = compile_one(compiler, name, [*without_link(others), "-c", source, "-o", made], source, made)
             if code != 0:
                 return code
-            arguments = [str(made) if word == source else word for word in arguments]
-    flags = shlex.split(os.environ["PODGRAFT_FLAGS"])
-    code = subprocess.call([compiler, *arguments, *flags, f"-Wl,-Map={store / token}.map"])
+            arguments = [made if word == source else word for word in arguments]
+    code = call(compiler, [*arguments, *added_flags(), f"-Wl,-Map={store}/{token}.map"])
     if code == 0:
-        record(store, kind="link", cwd=str(Path.cwd()), output=str(output), map=f"{store / token}.map")
+        record(store, kind="link", cwd=os.getcwd(), output=output, map=f"{store}/{token}.map")
     return code
+
+
+def stem(path: str) -> str:
+    """Return the name of a file without folder and suffix."""
+    return os.path.splitext(os.path.basename(path))[0]
 
 
 def without_link(arguments: list[str]) -> list[str]:
@@ -167,8 +196,8 @@ def main() -> int:
     if "-c" not in seen:
         return link(compiler, name, arguments)
     if len(files) != 1:
-        return subprocess.call([compiler, *arguments, *shlex.split(os.environ["PODGRAFT_FLAGS"])])
-    output = Path(option(seen, "-o") or Path(files[0]).with_suffix(".o").name)
+        return call(compiler, [*arguments, *added_flags()])
+    output = option(seen, "-o") or f"{stem(files[0])}.o"
     return compile_one(compiler, name, arguments, files[0], output)
 
 

@@ -85,8 +85,7 @@ def known_apply(ground: Ground, built: Built) -> Applied | None:
 
 
 def _key(ground: Ground, built: Built) -> str:
-    engine = REPOSITORY / "nodeagent" / "podgraft_engine"
-    return digest_of(built.digest, engine, REPOSITORY / "cli", ground.program.name)
+    return digest_of(built.digest, REPOSITORY / "nodeagent" / "podgraft_engine", ground.program.name)
 
 
 def _apply_in(corpus: Corpus, ground: Ground, folder: Path) -> Applied:

@@ -99,7 +99,8 @@ def _keys(ground: Ground) -> tuple[str, str]:
     """Return what the program as it runs depends on, and what a verdict does."""
     program = ground.program
     plain = digest_of(str(asdict(ground.case)), program.configure, program.build)
-    return plain, digest_of(plain, REPOSITORY / "builder", REPOSITORY / "bundle", REPOSITORY / "cli")
+    format_ = [REPOSITORY / "bundle" / "podgraft_bundle" / name for name in ("bundle.py", "manifest.py")]
+    return plain, digest_of(plain, REPOSITORY / "builder" / "podgraft_builder", *format_)
 
 
 def prepare(corpus: Corpus, ground: Ground) -> tuple[Path, Path]:
