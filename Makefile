@@ -131,6 +131,10 @@ corpus: install ## Real fixes as bundles, applied to the programs under load; wr
 heldout: install ## Changes to programs that the builder was not made with; writes docs/heldout.md (ONLY=lighttpd: a part; root)
 	@$(BIN)/python -m hack.heldout $(ONLY)
 
+.PHONY: mutate
+mutate: install ## Random edits of Redis, patched in and compared with a fresh start; writes docs/mutate.md (COUNT=n SEED=n; root)
+	@$(BIN)/python -m hack.mutate $(or $(COUNT),500) $(or $(SEED),1)
+
 .PHONY: asm
 asm: ## Assemble the engine's machine code anew from its sources
 	cd nodeagent/podgraft_engine/helper/asm && gcc -c -o block.o block.S && objcopy -O binary -j .text block.o block.bin && rm block.o

@@ -15,10 +15,11 @@ from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.grounds import grounds_of
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.hooks import HookFunction, find_hooks
+from podgraft_builder.identify import identify
 from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
-from podgraft_builder.pairs import Pair, compare_pairs, unchanged_objects
+from podgraft_builder.pairs import Pair, compare_pairs, old_objects, unchanged_objects
 from podgraft_builder.reached import last_of_each, left_out, require_seen
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
@@ -88,6 +89,8 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     pairs = _two_builds(space, options, progress, verdict)
     comparisons = compare_pairs(pairs)
     try:
+        if running.partial:
+            progress(identify(running, old_objects(pairs)))
         subjects = check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
         hooks = find_hooks(comparisons, verdict)
         verdict.settle()
@@ -249,7 +252,9 @@ def _prove(comparisons: dict[str, Comparison], running: RunningBinary, progress:
 def _prove_object(comparison: Comparison, proof: Proof) -> None:
     replaced = {f for c in comparison.changed.values() for f in (c.old, *c.old_parts)}
     for function in dict.fromkeys(comparison.old.functions.values()):
-        if function in replaced or (function.name in proof.running.by_name and not function.weak):
+        # Where names are missing, a function without one may be there all the same, and be another.
+        known = proof.running.partial or function.name in proof.running.by_name
+        if function in replaced or (known and not function.weak):
             proof.prove(function)
     proof.finish()
 

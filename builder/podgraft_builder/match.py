@@ -11,7 +11,7 @@ from iced_x86 import Instruction, OpKind, Register
 from podgraft_builder import reloc
 from podgraft_builder.code import IMMEDIATES, Body, Step, decode, is_branch
 from podgraft_builder.objects import FUNCTION_KINDS, Function, ObjectFile, Place, Relocation, Section, place_of
-from podgraft_builder.running import Named, RunningBinary
+from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
 
@@ -41,13 +41,20 @@ class Proof:
         if function in self.functions:
             return self.functions[function]
         candidates = self._candidates(function)
+        if not candidates and self.running.partial:
+            raise Refusal(
+                Reason.RUNNING_BINARY_DIFFERS,
+                f"{function.name} ({self.object.label}): nothing in {self.running.path}, which has no symbols, is known"
+                " to be this function: its code is another's, or differs",
+                f"install its debug file (below {DEBUG_FOLDER}), or name a copy with symbols (--running)",
+            )
         if not candidates:
             raise Refusal(
                 Reason.RUNNING_BINARY_DIFFERS, f"{function.name} ({self.object.label}) is not in {self.running.path}"
             )
         errors, good = [], []
         for candidate in candidates:
-            trial = self._copy()
+            trial = self.copy()
             try:
                 trial.match_at(function, candidate)
             except Mismatch as error:
@@ -62,7 +69,7 @@ class Proof:
         if not good:
             raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{function.name} ({self.object.label}): {errors[0]}")
         candidate, trial = good[0]
-        self._adopt(trial)
+        self.adopt(trial)
         self.functions[function] = candidate
         return candidate
 
@@ -81,7 +88,8 @@ class Proof:
             found = [item for item in found if item.address == known + function.start]
         return found
 
-    def _copy(self) -> "Proof":
+    def copy(self) -> "Proof":
+        """Return a proof that may fail without harm."""
         return Proof(
             self.object,
             self.running,
@@ -92,7 +100,8 @@ class Proof:
             dict(self.inside),
         )
 
-    def _adopt(self, other: "Proof") -> None:
+    def adopt(self, other: "Proof") -> None:
+        """Take over what a copy has learnt."""
         self.sections, self.names, self.slots = other.sections, other.names, other.slots
         self.inside = other.inside
 

@@ -36,6 +36,11 @@ def compare_pairs(pairs: list[Pair]) -> dict[str, Comparison]:
     return found
 
 
+def old_objects(pairs: list[Pair]) -> list[ObjectFile]:
+    """Return the objects that the old binary is made of."""
+    return [ObjectFile(pair.label, pair.old) for pair in pairs if pair.old is not None]
+
+
 def unchanged_objects(pairs: list[Pair]) -> list[ObjectFile]:
     """Return the objects of the binary that are the same byte for byte."""
     return [ObjectFile(pair.label, pair.new) for pair in pairs if pair.old == pair.new]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
 from podgraft_builder.objects import Function, Symbol
-from podgraft_builder.running import Named, RunningBinary
+from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import ARENA, Reference
 
@@ -54,6 +54,12 @@ class References:
         """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
         if name == ARENA:
             return self._add(name, label, Reference(symbol="-", kind="arena"))
+        if name in self.running.missing:
+            raise Refusal(
+                Reason.UNRESOLVED_REFERENCE,
+                f"{name} ({label}) was not found in {self.running.path}, which has no symbols",
+                f"install its debug file (below {DEBUG_FOLDER}), or name a copy with symbols (--running)",
+            )
         # Another file's static of that name is never meant.
         known = [n for n in self.running.by_name.get(name, []) if not n.local or n.hidden]
         defined = [n for n in known if not n.local] or known

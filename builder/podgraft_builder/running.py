@@ -1,16 +1,18 @@
 """The binary that runs: its bytes, symbols, GOT slots and PLT entries, all by link-time address."""
 
 import io
+import lzma
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from elftools.common.exceptions import ELFError
+from elftools.dwarf.callframe import FDE
 from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import SymbolTableSection
+from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
 from podgraft_builder.objects import WEAK
@@ -51,6 +53,7 @@ class RunningBinary:
         if build_id is None:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{path} has no build id", "link it with -Wl,--build-id=sha1")
         self.build_id = build_id
+        self.missing: set[str] = set()  # names that the build defines and that were not found in this binary
         text = self._elf.get_section_by_name(".text")
         if text is None or text["sh_type"] == "SHT_NOBITS":
             raise Refusal(
@@ -92,32 +95,71 @@ class RunningBinary:
         return None
 
     @cached_property
+    def _table(self) -> SymbolTableSection | None:
+        tables = [self._elf.get_section_by_name(".symtab"), self._debug_symbols()]
+        return next((t for t in tables if isinstance(t, SymbolTableSection)), None)
+
+    @property
+    def partial(self) -> bool:
+        """Say whether most symbols are missing, so that functions must be found by their code."""
+        return self._table is None
+
+    @cached_property
     def symbols(self) -> list[Named]:
-        """Return all symbols of .symtab. Raises Refusal(UNRESOLVED_REFERENCE) when there are none."""
-        table = self._elf.get_section_by_name(".symtab")
-        if not isinstance(table, SymbolTableSection):
-            table = self._debug_symbols()
-        found, file = [], ""
-        for item in table.iter_symbols():
-            kind, bind = item["st_info"]["type"], item["st_info"]["bind"]
-            if kind == "STT_FILE":
-                file = item.name
-            elif isinstance(item["st_shndx"], int) and item.name:
-                local = bind == "STB_LOCAL"
-                name = item.name.split("@", 1)[0]
-                hidden = item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
-                weak = bind in WEAK
-                where = file if local else ""
-                found.append(Named(name, where, kind, local, item["st_value"], item["st_size"], hidden, weak))
+        """Return all symbols: of .symtab, of a debug file, or the few that a stripped file has (see `partial`)."""
+        if self._table is not None:
+            return _read_symbols(self._table)
+        found = [self._elf.get_section_by_name(".dynsym"), self._mini_symbols()]
+        return [named for t in found if isinstance(t, SymbolTableSection) for named in _read_symbols(t)]
+
+    @cached_property
+    def _debug_file(self) -> ELFFile | None:
+        path = DEBUG_FOLDER / self.build_id[:2] / f"{self.build_id[2:]}.debug"
+        return ELFFile(io.BytesIO(path.read_bytes())) if path.is_file() else None
+
+    def _debug_symbols(self) -> Section | None:
+        return self._debug_file.get_section_by_name(".symtab") if self._debug_file is not None else None
+
+    @cached_property
+    def producers(self) -> set[str]:
+        """Return the compilers that the debug information names, the binary's own or its debug file's."""
+        found = set()
+        for elf in (self._elf, self._debug_file):
+            if elf is not None and elf.get_section_by_name(".debug_info") is not None:
+                for unit in elf.get_dwarf_info().iter_CUs():
+                    attribute = unit.get_top_DIE().attributes.get("DW_AT_producer")
+                    if attribute is not None and isinstance(attribute.value, bytes):  # not so in files that dwz made
+                        found.add(attribute.value.decode(errors="replace"))
         return found
 
-    def _debug_symbols(self) -> SymbolTableSection:
-        path = DEBUG_FOLDER / self.build_id[:2] / f"{self.build_id[2:]}.debug"
-        if path.is_file():
-            table = ELFFile(io.BytesIO(path.read_bytes())).get_section_by_name(".symtab")
-            if isinstance(table, SymbolTableSection):
-                return table
-        raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{self.path} is stripped and {path} is not there")
+    def _mini_symbols(self) -> Section | None:
+        """Return the symbols of functions that a stripped file may carry, compressed (GDB manual, "MiniDebugInfo")."""
+        data = self.section(".gnu_debugdata")
+        if not data:
+            return None
+        try:
+            return ELFFile(io.BytesIO(lzma.decompress(data))).get_section_by_name(".symtab")
+        except (lzma.LZMAError, ELFError) as error:
+            raise Refusal(
+                Reason.UNRESOLVED_REFERENCE, f"{self.path}: .gnu_debugdata cannot be read: {error}"
+            ) from error
+
+    @cached_property
+    def frames(self) -> dict[int, int]:
+        """Return address -> size of all code with unwind information: of each function, and each cold part."""
+        if not self.section(".eh_frame"):
+            return {}
+        entries = self._elf.get_dwarf_info().EH_CFI_entries()
+        start, text = self.text
+        found = {e["initial_location"]: e["address_range"] for e in entries if isinstance(e, FDE)}
+        return {at: size for at, size in sorted(found.items()) if start <= at < start + len(text)}
+
+    def adopt(self, symbols: list[Named], built: set[str]) -> None:
+        """Take symbols that were proven; built: global names that the build defines, found or not."""
+        self.__dict__.update(symbols=symbols)
+        for name in ("by_name", "names_at"):
+            self.__dict__.pop(name, None)
+        self.missing = built - self.by_name.keys()
 
     @cached_property
     def by_name(self) -> dict[str, list[Named]]:
@@ -218,6 +260,22 @@ class RunningBinary:
         for item in self.symbols:
             found[item.address].append(item)
         return dict(found)
+
+
+def _read_symbols(table: SymbolTableSection) -> list[Named]:
+    found, file = [], ""
+    for item in table.iter_symbols():
+        kind, bind = item["st_info"]["type"], item["st_info"]["bind"]
+        if kind == "STT_FILE":
+            file = item.name
+        elif isinstance(item["st_shndx"], int) and item.name:
+            local = bind == "STB_LOCAL"
+            name = item.name.split("@", 1)[0]
+            hidden = item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
+            where = file if local else ""
+            address, size = item["st_value"], item["st_size"]
+            found.append(Named(name, where, kind, local, address, size, hidden, bind in WEAK))
+    return found
 
 
 def _jumps_through(data: bytes, address: int) -> int | None:

@@ -10,13 +10,16 @@ from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason
 
 _PROTECTION = re.compile(r"-f(?:no-)?(?:stack-protector|cf-protection|stack-clash-protection)\S*")
+_PRODUCER = re.compile(r"(GNU C|clang version|Debian clang version)\S* ([\d.]+)")
 
 
 def check_compiler(subject: Subject) -> None:
-    """Compare .comment, where compilers sign; a binary without it says nothing."""
+    """Compare .comment, where compilers sign, or without it what the debug information names; else nothing is known."""
     if subject.running is None or not (subject.comparison.changed or subject.comparison.new_functions):
         return
     ours, theirs = signatures(subject.comparison.new), _split(subject.running.section(".comment"))
+    if not theirs:
+        ours, theirs = versions(subject.new.producers), versions(subject.running.producers)
     if theirs and ours - theirs:
         detail = f"{subject.label} is made by {_list(ours)}, {subject.running.path} by {_list(theirs)}"
         subject.verdict.refuse(Reason.COMPILER_DIFFERS, detail)
@@ -37,6 +40,11 @@ def check_hardening(subject: Subject) -> None:
 def signatures(which: ObjectFile) -> set[str]:
     """Return the compilers that signed an object."""
     return _split(_section(which, ".comment"))
+
+
+def versions(producers: set[str]) -> set[str]:
+    """Return name and version of compilers, without language and flags (DW_AT_producer)."""
+    return {f"{found[1]} {found[2]}" for text in producers if (found := _PRODUCER.match(text))}
 
 
 def _section(which: ObjectFile, name: str) -> bytes:

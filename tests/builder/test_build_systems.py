@@ -18,7 +18,7 @@ def names(outcome: Any) -> list[str]:
 
 def test_folder_that_cmake_configured_elsewhere(project: Any) -> None:
     """Cmake refuses a copy of a folder that it configured: it is left out and made anew."""
-    project.command = f"test ! -e out/CMakeCache.txt && mkdir out && touch out/CMakeCache.txt && {BUILD}"
+    project.command = f"! grep -s old out/CMakeCache.txt && mkdir -p out && echo new > out/CMakeCache.txt && {BUILD}"
     assert names(project.build({**OLD, "out/CMakeCache.txt": "/the/old/place\n"}, FIX)) == ["work"]
     project.command = "ls out/CMakeCache.txt"
     with pytest.raises(Refusal) as caught:

@@ -28,7 +28,7 @@ SECOND = "if (a == 7) other = store([a](int b) { return b - a; });"
 
 
 def build(project: Any, *new: str) -> list[str]:
-    project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc work.cc"
+    project.command = "g++ -O2 -fno-exceptions -fPIE -pie -Wl,-z,now -o prog main.cc work.cc"
     old = {"main.cc": MAIN, "work.cc": WORK % ("", "a", "", "")}
     outcome = project.build(old, {"work.cc": WORK % new})
     return [f.entry.symbol for f in outcome.bundle.manifest.functions]

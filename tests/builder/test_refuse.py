@@ -285,16 +285,6 @@ def test_one_other_constant_in_the_running_binary(project: Any) -> None:
     assert "text two" in error.detail
 
 
-def test_stripped_running_binary(project: Any) -> None:
-    """A stripped binary without its debug file is refused for now."""
-    old, new = pair("int work(int a) { return a @ 1; }\n", "+", "-")
-    project._write({"main.c": MAIN, **old}, new)
-    project.running = project.folder / "running"
-    command = f"{project.command} -s && mv prog ../running"
-    subprocess.run(["sh", "-c", command], cwd=project.folder / "a", check=True)
-    assert refused(project, old, new).reason is Reason.UNRESOLVED_REFERENCE
-
-
 def test_statics_that_cannot_be_told_apart(project: Any) -> None:
     """Two statics of one name in one function are refused, never guessed."""
     text = "int work(int a) { { static int n = 1; a += n++; } { static int n = 2; a += n++; } @ return a; }\n"

@@ -1,0 +1,143 @@
+"""One edit: a bundle, a process that is patched with it, and a process that was started with the edited source."""
+
+import json
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hack.mutate.editor import Edit, edit
+from hack.mutate.target import Target
+from hack.tools import REPOSITORY, ToolFailedError
+
+PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
+AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
+
+
+@dataclass
+class Result:
+    """verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal.
+
+    problems: everything that must not be: another answer, a transition that fails.
+    """
+
+    number: int
+    kind: str
+    where: str
+    verdict: str = ""
+    functions: int = 0
+    seen: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+class Ground:
+    """One target with its fresh tree: what is built there is what a new process would be started from."""
+
+    def __init__(self, target: Target, folder: Path) -> None:
+        self.target, self.folder, self.tree = target, folder, folder / "fresh"
+        if not self.tree.exists():
+            partial = folder / "partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(target.built, partial, symlinks=True)
+            partial.rename(self.tree)
+        self.before = self._answers(target.running)
+        again = self._answers(target.running)
+        self.stable = [a == b for a, b in zip(self.before, again, strict=True)]
+
+    def fresh_build(self) -> bool:
+        """Build the fresh tree as it is; False where its source does not compile."""
+        words = ["nice", "sh", "-c", self.target.build]
+        log = self.folder / "fresh.log"
+        with log.open("w") as out:
+            return subprocess.run(words, cwd=self.tree, stdout=out, stderr=out, check=False).returncode == 0
+
+    def _answers(self, binary: Path) -> list[str]:
+        with self.target.start(binary, self.folder) as (_, ask):
+            return ask()
+
+    def play(self, number: int, seed: int) -> Result:
+        """Make the edit that belongs to a number and see what becomes of it."""
+        dice = random.Random(f"{seed} {number}")  # noqa: S311 (repeatable, not secret)
+        file = dice.choice(sorted(self.target.files))
+        text = (self.target.source / file).read_text()
+        change = edit(text, self.target.files[file], self.target.extra, dice)
+        result = Result(number, change.kind, f"{file}: {change.where}")
+        self._build(change, file, text, result)
+        if result.verdict not in {"accepted", "identical"}:
+            return result
+        (self.tree / file).write_text(change.text)
+        try:
+            built = self.fresh_build()
+            if not built:
+                raise ToolFailedError(f"{result.where}: only podgraft could build it; see {self.folder}/fresh.log")
+            after = self._answers(self.tree / self.target.binary)
+        finally:
+            (self.tree / file).write_text(text)
+        result.seen = bool(self._differ(self.before, after))
+        if result.verdict == "identical":
+            self._compare("the program of the same machine code", self.before, after, result)
+        else:
+            self._patch(after, result)
+        return result
+
+    def _build(self, change: Edit, file: str, text: str, result: Result) -> None:
+        for side, content in (("a", text), ("b", change.text)):
+            place = self.folder / side / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(content)
+        words = ["diff", "-u", f"a/{file}", f"b/{file}"]
+        patch = self.folder / "edit.patch"
+        patch.write_bytes(subprocess.run(words, cwd=self.folder, capture_output=True, check=False).stdout)
+        done = subprocess.run(
+            [
+                *("nice", PODGRAFT, "build", f"--source={self.target.source}", f"--patch={patch}"),
+                *(f"--build={self.target.build}", f"--binary={self.target.binary}"),
+                *(f"--running={self.target.running}", "--name=edit", f"--output={self.folder}/edit.graft", "--json"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        try:
+            told = json.loads(done.stdout)
+        except ValueError:  # a traceback
+            result.verdict = "failed"
+            result.problems.append(done.stderr[-600:])
+            return
+        result.verdict = "accepted" if done.returncode == 0 else told["reason"]
+        result.functions = len(told.get("functions", ()))
+        if result.verdict == "NoChange":
+            result.verdict = "identical"
+
+    def _patch(self, after: list[str], result: Result) -> None:
+        with self.target.start(self.target.running, self.folder) as (child, ask):
+            if not self._podgraft("apply", child.pid, self.folder / "edit.graft", result):
+                return
+            self._compare("patched", after, ask(), result)
+            if child.poll() is not None or after[-1:] in (["gone"], ["no answer"]):
+                return  # the edit ends or stops the program, as it does when it is started anew
+            if self._podgraft("revert", child.pid, "edit", result):
+                self._compare("reverted", self.before, ask(), result)
+
+    def _podgraft(self, verb: str, pid: int, what: str | Path, result: Result) -> bool:
+        words: list[str | Path] = [PODGRAFT, verb, f"--pid={pid}", "--deadline=60s", what]
+        for _ in range(TRIES):
+            done = subprocess.run(words, capture_output=True, text=True, check=False)
+            if AGAIN not in done.stdout + done.stderr:
+                break
+        if done.returncode != 0:
+            result.problems.append(f"{verb}: {(done.stderr or done.stdout).strip()[-300:]}")
+        return done.returncode == 0
+
+    def _differ(self, one: list[str], other: list[str]) -> list[int]:
+        longest = max(len(one), len(other))
+        pairs = ((i, one[i : i + 1], other[i : i + 1]) for i in range(longest))
+        return [i for i, a, b in pairs if a != b and (i >= len(self.stable) or self.stable[i])]
+
+    def _compare(self, what: str, expected: list[str], got: list[str], result: Result) -> None:
+        differ = self._differ(expected, got)
+        if differ:
+            first = differ[0]
+            texts = " and ".join(repr(which[first : first + 1])[:200] for which in (expected, got))
+            result.problems.append(f"{what}: {len(differ)} answers differ, the first is number {first}: {texts}")

@@ -1,0 +1,110 @@
+"""What is edited and how it is asked: Redis here; the tests bring a small program of their own."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hack.mutate.commands import COMMANDS
+from hack.sources import redis
+
+START_SECONDS, ANSWER_SECONDS = 60.0, 20.0
+FILES = {
+    "src/t_string.c": r"\w+",
+    "src/t_list.c": r"\w+",
+    "src/t_set.c": r"\w+",
+    "src/t_hash.c": r"\w+",
+    "src/t_zset.c": r"\w+",
+    "src/bitops.c": r"\w+",
+    "src/hyperloglog.c": r"(hll|pf)\w+",
+    "src/geo.c": r"\w+",
+    "src/sort.c": r"\w+",
+}
+Ask = Callable[[], list[str]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """source: the tree. built: the same, built in place. build, binary: as for `podgraft build`. running: what runs.
+
+    files: file -> pattern of the functions to edit. extra: see `editor.edit`. start: a process with a function that
+    plays the probe from its beginning and returns all answers.
+    """
+
+    source: Path
+    built: Path
+    build: str
+    binary: str
+    running: Path
+    files: dict[str, str]
+    extra: str
+    start: Callable[[Path, Path], contextlib.AbstractContextManager[tuple[subprocess.Popen[bytes], Ask]]]
+
+
+def redis_target() -> Target:
+    """Return Redis, as the demo patches it."""
+    made = redis.prepare()
+    extra = "if (VALUE % 3 == 0 && c->argc > 1) { addReplyLongLong(c, VALUE); return; }"
+    return Target(made.tree, made.built, redis.BUILD, redis.BINARY, made.server, FILES, extra, start_redis)
+
+
+@contextmanager
+def start_redis(binary: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
+    """Start a server that listens on a socket in the folder alone."""
+    path = folder / "socket"
+    path.unlink(missing_ok=True)
+    words: list[str | Path] = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder, "--hz", "1"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        try:
+            _wait(child, path)
+            yield child, lambda: _probe(path)
+        finally:
+            child.kill()
+
+
+def _wait(child: subprocess.Popen[bytes], path: Path) -> None:
+    until = time.monotonic() + START_SECONDS
+    while not path.exists():
+        if child.poll() is not None or time.monotonic() > until:
+            raise TimeoutError(f"{child.args!r} does not listen")
+        time.sleep(0.05)
+
+
+def _probe(path: Path) -> list[str]:
+    """Send each command and keep each answer; a server that is gone or hangs ends the list with that."""
+    answers: list[str] = []
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        try:
+            connection.connect(os.fspath(path))
+            with connection.makefile("rb") as stream:
+                for command in COMMANDS:
+                    connection.sendall(encode(command))
+                    # The mark separates the answers, whatever number of them an edited server gives.
+                    connection.sendall(encode(("ECHO", "--mark--")))
+                    answers.append(_until_mark(stream.readline))
+        except TimeoutError:
+            answers.append("no answer")
+        except (OSError, EOFError):
+            answers.append("gone")
+    return answers
+
+
+def encode(words: tuple[str, ...]) -> bytes:
+    """Return a command as the server reads it (Redis serialization protocol, arrays of bulk strings)."""
+    return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%s\r\n" % (len(w.encode()), w.encode()) for w in words)
+
+
+def _until_mark(read: Callable[[], bytes]) -> str:
+    lines: list[bytes] = []
+    while lines[-2:] != [b"$8\r\n", b"--mark--\r\n"]:
+        line = read()
+        if not line:
+            raise EOFError
+        lines.append(line)
+    return b"".join(lines[:-2]).decode(errors="backslashreplace")

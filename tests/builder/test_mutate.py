@@ -1,0 +1,137 @@
+"""Random edits of a small program, as `make mutate` makes them of Redis: a patched process equals a fresh one."""
+
+import random
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from hack.mutate.editor import KINDS, functions
+from hack.mutate.play import Ground
+from hack.mutate.target import Ask, Target
+
+SOURCE = """
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+struct entry {
+    char name[16];
+    int value;
+};
+typedef struct client { int argc; int asked; char word[16]; } client;
+static struct entry entries[8];
+static int used;
+
+__attribute__((noinline)) static void reply(client *c, int value) {
+    printf("%d ", value + c->asked);
+}
+
+static int lookup(const char *name) {
+    for (int i = 0; i < used; i++) {
+        if (strcmp(entries[i].name, name) == 0) return i;
+    }
+    return -1;
+}
+
+void countCommand(client *c) {
+    int at = lookup(c->word);
+    if (at < 0 && used < 8) {
+        at = used++;
+        strcpy(entries[at].name, c->word);
+    }
+    if (at >= 0) {
+        entries[at].value += 3;
+        reply(c, entries[at].value);
+    }
+    c->asked++;
+}
+
+void sizeCommand(client *c) {
+    reply(c, used);
+    reply(c, (int)strlen(c->word) * 2);
+}
+
+int main(void) {
+    client c = { 2, 0, "" };
+    while (scanf("%15s", c.word) == 1) {
+        if (strcmp(c.word, "reset") == 0) { used = 0; c.asked = 0; memset(entries, 0, sizeof entries); }
+        else if (c.word[0] == '?') sizeCommand(&c);
+        else countCommand(&c);
+        printf("\\n");
+        fflush(stdout);
+    }
+    return 0;
+}
+"""
+WORDS = ["reset", "one", "two", "one", "?x", "three", "?yy", "two", "a", "b", "c", "d", "e", "f", "?"]
+# A word on each line of the answer shows what the edited code said to it.
+EXTRA = "if (VALUE % 3 == 0) { reply(c, VALUE); return; }"
+
+
+@contextmanager
+def start(binary: Path, _folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
+    with subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+
+        def ask() -> list[str]:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            answers = []
+            for word in WORDS:
+                child.stdin.write(f"{word}\n".encode())
+                child.stdin.flush()
+                answers.append(child.stdout.readline().decode())
+            return answers
+
+        try:
+            yield child, ask
+        finally:
+            child.kill()
+
+
+@pytest.fixture
+def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
+    monkeypatch.setenv("PODGRAFT_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "small.c").write_text(SOURCE)
+    build = "gcc -O2 -fPIE -pie -Wl,-z,now -o small small.c"
+    running = tmp_path / "small"
+    built = shutil.copytree(source, tmp_path / "built")
+    subprocess.run(["sh", "-c", build], cwd=built, check=True)
+    shutil.copy(built / "small", running)
+    work = tmp_path / "work"
+    work.mkdir()
+    return Ground(Target(source, built, build, "small", running, {"small.c": r"\w+Command|lookup"}, EXTRA, start), work)
+
+
+def test_edits_behave_as_after_a_new_start(ground: Ground) -> None:
+    """A few random edits: refused, or a patched process answers as a fresh one does, and as before once reverted."""
+    results = [ground.play(number, seed=5) for number in range(3)]
+    assert [result.problems for result in results] == [[], [], []]
+    assert any(result.verdict == "accepted" and result.seen for result in results)
+
+
+def test_a_wrong_answer_is_seen(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that does something else than the edit is a mismatch."""
+    monkeypatch.setattr(Ground, "fresh_build", lambda _self: True)  # the fresh program stays the unedited one
+    results = [ground.play(number, seed=5) for number in range(3)]
+    assert any("answers differ" in problem for result in results for problem in result.problems)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+def test_editor(kind: str) -> None:
+    """Each kind of edit finds its place in C, and leaves strings alone unless it is for them."""
+    dice = random.Random(1)
+    found = [
+        changed
+        for function in functions(SOURCE, r"\w+")
+        for changed in [KINDS[kind](SOURCE, function, EXTRA, dice)]
+        if changed is not None and changed != SOURCE
+    ]
+    assert found
+    if kind != "text":
+        assert all('"%15s"' in text for text in found)

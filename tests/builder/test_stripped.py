@@ -1,0 +1,121 @@
+"""Running binaries without symbols: what is found by its code, and what is not guessed."""
+
+import lzma
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podgraft_bundle.errors import Reason, Refusal
+
+MAIN = """
+#include <stdio.h>
+#include <stdlib.h>
+int work(int), twin_user(int);
+extern int total;
+int main(int argc, char **argv) { (void)argv; printf("%d\\n", work(argc) + twin_user(argc) + total); return 0; }
+"""
+LIB = """
+#include <stdio.h>
+#include <string.h>
+#define NOINLINE __attribute__((noinline))
+int total = 3;
+static int calls;
+NOINLINE static int first_twin(int a) { char b[64]; memset(b, a, sizeof b); puts(b); return b[a & 63] + total++; }
+NOINLINE static int second_twin(int a) { char b[64]; memset(b, a, sizeof b); puts(b); return b[a & 63] + total++; }
+NOINLINE int helper(int a) { printf("helper %d\\n", a); calls += a; return a * 7 - total; }
+int work(int a) { if (a > 100) return helper(a); printf("work %d\\n", a); return helper(a + 1) @; }
+int twin_user(int a) { printf("twins %d\\n", first_twin(a)); return second_twin(a + 1) - calls; }
+"""
+FLAGS = "-O2 -fno-ipa-icf -fPIE"
+COMMAND = f"gcc {FLAGS} -c main.c && gcc {FLAGS} -c lib.c && gcc -pie -Wl,-z,now -o prog main.o lib.o"
+
+
+def running(project: Any, *, old: str, strip: bool = True) -> Path:
+    """Build a program as its user has it, in a place of its own; with mini debug information if it is not stripped."""
+    folder = project.folder / "theirs"
+    folder.mkdir()
+    (folder / "main.c").write_text(MAIN)
+    (folder / "lib.c").write_text(old)
+    subprocess.run(["sh", "-c", COMMAND], cwd=folder, check=True)
+    whole = folder / "whole"
+    (folder / "prog").rename(whole)
+    subprocess.run(["strip", "--strip-all", "-o", folder / "prog", whole], check=True)
+    if not strip:
+        keep = ["--keep-symbol=work", "--keep-symbol=first_twin", "--keep-symbol=second_twin"]
+        subprocess.run(["objcopy", "-S", "--strip-all", *keep, whole, folder / "mini"], check=True)
+        (folder / "mini.xz").write_bytes(lzma.compress((folder / "mini").read_bytes()))
+        add = f"--add-section=.gnu_debugdata={folder / 'mini.xz'}"
+        subprocess.run(["objcopy", add, folder / "prog"], check=True)
+    project.running, project.command = folder / "prog", COMMAND
+    return whole
+
+
+def place(whole: Path, name: str) -> int:
+    listing = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout
+    return int(next(line for line in listing.splitlines() if line.split()[-1] == name).split()[0], 16)
+
+
+def build(project: Any, old: str, new: str) -> dict[str, int]:
+    manifest = project.build({"main.c": MAIN, "lib.c": old}, {"lib.c": new}).bundle.manifest
+    found = {f.entry.symbol: f.entry.offset for f in manifest.functions}
+    return {**found, **{r.symbol: r.offset for r in manifest.references}}
+
+
+@pytest.mark.parametrize("strip", [True, False])
+def test_stripped_binary(project: Any, *, strip: bool) -> None:
+    """Functions and variables of a stripped binary are found where they are; twins by the order of their calls."""
+    old = LIB.replace("@", "")
+    whole = running(project, old=old, strip=strip)
+    places = build(project, old, LIB.replace("@", "+ total++ + first_twin(a)"))
+    assert {name: places[name] for name in ("work", "helper", "total", "first_twin")} == {
+        name: place(whole, name) for name in ("work", "helper", "total", "first_twin")
+    }
+
+
+def test_binary_of_another_source(project: Any) -> None:
+    """A function that runs with other code is not taken for one that is built, however much is like it."""
+    running(project, old=LIB.replace("@", "").replace("a * 7", "a * 9"))
+    with pytest.raises(Refusal) as caught:
+        build(project, LIB.replace("@", ""), LIB.replace("@", "+ 1"))
+    assert caught.value.reason in {Reason.RUNNING_BINARY_DIFFERS, Reason.UNRESOLVED_REFERENCE}
+    assert "helper" in caught.value.detail
+    assert "--running" in caught.value.hint
+
+
+def test_compiler_that_only_the_debug_information_names(project: Any) -> None:
+    """Without .comment the producer in the debug information must be the compiler that builds the patch."""
+    old = {"main.c": MAIN, "lib.c": LIB.replace("@", "")}
+    project.command = COMMAND.replace("-fPIE", "-g -fPIE")
+    project._write(old, {})
+    folder = project.folder / "a"
+    subprocess.run(["sh", "-c", project.command], cwd=folder, check=True)
+    version = subprocess.run(["gcc", "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
+    other = version[:-1] + str((int(version[-1]) + 1) % 10)
+    data = (folder / "prog").read_bytes()
+    project.running = project.folder / "theirs"
+    project.running.write_bytes(data.replace(f" {version} -".encode(), f" {other} -".encode()))
+    project.running.chmod(0o755)
+    subprocess.run(["objcopy", "--remove-section=.comment", project.running], check=True)
+    with pytest.raises(Refusal) as caught:
+        project.build(old, {"lib.c": LIB.replace("@", "+ 1")})
+    assert caught.value.reason == Reason.COMPILER_DIFFERS
+    assert other in caught.value.detail
+
+
+LONE = """
+int one(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
+int two(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
+typedef int (*fn)(int);
+"""
+
+
+def test_ambiguous_twins_are_not_guessed(project: Any) -> None:
+    """Two functions of one code that nobody tells apart: neither is patched."""
+    lone = LONE + "fn table[2] = { one, two };\nint total, calls;\n"
+    lone += "int work(int a) { return table[a & 1](a); }\nint twin_user(int a) { return table[0](a) + a; }\n"
+    running(project, old=lone)
+    with pytest.raises(Refusal) as caught:
+        build(project, lone, lone.replace("n * 3 - a", "n * 3 - 5 * a", 1))
+    assert caught.value.reason == Reason.RUNNING_BINARY_DIFFERS
