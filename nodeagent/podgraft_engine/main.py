@@ -64,7 +64,7 @@ def serve(request: Request) -> ExitCode:
             if bundle is not None:
                 transition.apply(bundle, request.points)
             else:
-                transition.revert(request.name or "")
+                transition.revert(request.name or "", skip_hooks=request.skip_hooks)
     except Refusal as refusal:
         emit(Refused(reason=refusal.reason, detail=refusal.detail, hint=refusal.hint))
         return refusal.exit_code
