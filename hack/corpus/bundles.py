@@ -32,10 +32,11 @@ class Built:
 
 @dataclass
 class Ground:
-    """Where one case lives: binary (and what runs it) and the file of the bundle."""
+    """Where one case lives: binary (and what runs it) and the file of the bundle. allow: hazards that are overruled."""
 
     case: Case
     program: Program
+    allow: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
@@ -111,6 +112,7 @@ def _podgraft_build(ground: Ground, tree: Path, fix: Path) -> Built:
     case = ground.case
     words = [str(PODGRAFT), "build", f"--source={tree}", f"--patch={fix}", f"--build={ground.program.build}"]
     words += [f"--binary={case.binary}", f"--running={ground.built / case.binary}", f"--name={case.name.lower()}"]
+    words += [f"--allow={reason}" for reason in ground.allow]
     words += [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
     ground.bundle.unlink(missing_ok=True)
     began = time.monotonic()

@@ -14,6 +14,8 @@ from hack.corpus.cases import Case, Corpus, work
 from hack.corpus.programs import PROGRAMS
 from hack.tools import REPOSITORY
 
+# make builds libunbound of the same sources; the server has them linked in and does not load it.
+ALLOW = {"unbound": ("OtherModuleChanged",)}
 EXAMPLES = REPOSITORY / "examples" / "hooks"
 
 
@@ -48,7 +50,7 @@ def main() -> int:
         if not (EXAMPLES / f"{case.name}.patch").is_file() or (wanted and case.name not in wanted):
             continue
         corpus.fetch(case)
-        ground = HandMadeGround(case, PROGRAMS[case.program])
+        ground = HandMadeGround(case, PROGRAMS[case.program], ALLOW.get(case.program, ()))
         built = build(corpus, ground)
         print(f"{case.name}: {built.verdict} {built.reason} {built.detail}: {', '.join(built.functions)}")
         good = built.verdict == "bundle"
