@@ -176,7 +176,7 @@ HINTS: dict[Reason, str] = {
     Reason.CONFLICTING_PATCH: "revert the patch named above first, or have the bundle name it as replaced",
     Reason.DEADLINE_PASSED: "threads named above are still in old code; apply again to go on, or revert",
     Reason.HOOK_REFUSED: "the patch's author made its hook say no here: ask what the number means",
-    Reason.HOOK_FAILED: "the hook is broken or its time limit too short; have the patch's author correct it",
+    Reason.HOOK_FAILED: "have the author correct the hook or its time limit; podgraft revert --skip-hooks does without",
     Reason.HOOK_CUT_OFF: "a fork copied the process in the middle of a hook: start this process anew",
     Reason.CONTAINER_NOT_VISIBLE: "the agent must see the host's processes; a runtime with its own kernel hides them",
     Reason.INTERNAL: "this is a bug in podgraft; please report it with the detail above",

@@ -22,6 +22,7 @@ class Request(Message):
     start_time: int | None = Field(default=None, description="field 22 of /proc/PID/stat; guards against pid reuse")
     bundle: str | None = Field(default=None, description="path of the .graft file (check, apply)")
     name: str | None = Field(default=None, description="name of the patch in the process (revert)")
+    skip_hooks: bool = Field(default=False, description="call no hook of the patch (revert)")
     deadline: Annotated[float, Field(gt=0, le=86400)] = 10.0
     points: list[str] = Field(default=[], max_length=16, description="functions declared points of quiescence (apply)")
 

@@ -68,9 +68,19 @@ def status(pid: Pid, *, json: Json = False) -> None:
     _run(Request(op="status", pid=pid), json=json)
 
 
-def revert(pid: Pid, name: str, deadline: Deadline = "10s", *, json: Json = False) -> None:
+def revert(
+    pid: Pid,
+    name: str,
+    deadline: Deadline = "10s",
+    *,
+    skip_hooks: Annotated[
+        bool, typer.Option("--skip-hooks", help="Call no hook of the patch; what they would take back stays.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Bring a process back to its old code."""
-    _run(Request(op="revert", pid=pid, name=name, deadline=seconds(deadline)), json=json, live=True)
+    request = Request(op="revert", pid=pid, name=name, deadline=seconds(deadline), skip_hooks=skip_hooks)
+    _run(request, json=json, live=True)
 
 
 def seconds(text: str) -> float:

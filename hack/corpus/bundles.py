@@ -38,10 +38,11 @@ class Built:
 
 @dataclass
 class Ground:
-    """Where one case lives: binary (and what runs it) and the file of the bundle."""
+    """Where one case lives: binary (and what runs it) and the file of the bundle. allow: hazards that are overruled."""
 
     case: Case
     program: Program
+    allow: tuple[str, ...] = ()
 
     @property
     def home(self) -> Path:
@@ -164,6 +165,7 @@ def command(ground: Ground, tree: Path, fix: Path) -> list[str]:
         make = f"{ground.program.configure} && {make}"  # what is to be built may be another thing after the fix
     words = [str(PODGRAFT), "build", f"--source={tree}", f"--patch={fix}", f"--build={make}"]
     words += [f"--binary={case.binary}", f"--running={ground.built / case.binary}", f"--name={case.name.lower()}"]
+    words += [f"--allow={reason}" for reason in ground.allow]
     return words + [f"--cve={cve}" for cve in case.cves] + [f"--output={ground.bundle}", "--json"]
 
 

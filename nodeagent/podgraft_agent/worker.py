@@ -16,7 +16,7 @@ from podgraft_agent.finder import Found
 from podgraft_agent.progress import Progress
 from podgraft_api.nodepatch import BundleRef, Desired, Phase
 from podgraft_bundle.errors import ExitCode, PodgraftError, Reason, Refusal
-from podgraft_bundle.protocol import Event, Failed, Refused, Request
+from podgraft_bundle.protocol import Event, Failed, HookRan, Refused, Request
 from podgraft_kube.client import UNAVAILABLE, ApiError
 
 FIRST_RETRY_SECONDS = 1.0
@@ -189,6 +189,8 @@ class Worker:
 
     def _hear(self, event: Event) -> None:
         self.progress.hear(event)
+        if isinstance(event, HookRan) and not event.ok:
+            log.warning("a hook of the patch failed", patch=self.goal.bundle.name, pid=self.found.pid, why=event.why)
         self._tools.changed()
 
     def _backoff(self, limit: float) -> float:

@@ -86,7 +86,7 @@ def _move(process: Process, request: Request) -> None:
                 if bundle is not None:
                     transition.apply(bundle, request.points)
                 else:
-                    transition.revert(request.name or "")
+                    transition.revert(request.name or "", skip_hooks=request.skip_hooks)
         except HelperLeftError:
             if helpers == MOST_HELPERS or time.monotonic() > deadline:
                 raise

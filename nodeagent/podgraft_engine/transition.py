@@ -19,7 +19,7 @@ from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.hooks.hooks import Hooks, failed, prepared_by_hook, renew, wait_for_hook
+from podgraft_engine.hooks.hooks import Hooks, failed, prepared_by_hook, renew, skip, wait_for_hook
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.patched.layers import code_of_replaced, lying_below, lying_over
 from podgraft_engine.patched.pages import Pages, compose, is_intact, pages_of
@@ -97,11 +97,16 @@ class Transition:
         self._say_finalized(record, tally)
         self._helper.dismiss()
 
-    def revert(self, name: str) -> None:
+    def revert(self, name: str, *, skip_hooks: bool = False) -> None:
         """Move every thread back to the old code and bring the file's pages home.
 
+        Args:
+            name: of the patch.
+            skip_hooks: call none of its hooks; what they would have taken back stays.
+
         Raises:
-            Refusal: NOT_APPLIED, BUSY. DeadlineError: threads are left on new code, they run on.
+            Refusal: NOT_APPLIED, BUSY, HOOK_REFUSED, HOOK_FAILED, HOOK_CUT_OFF.
+            DeadlineError: threads are left on new code, they run on.
         """
         document = self._target.state.document if self._target.state else None
         known = document.find(name) if document else None
@@ -114,7 +119,9 @@ class Transition:
             raise Refusal(Reason.CONFLICTING_PATCH, f"{over.name} lies over {name}")
         self._resume(name)
         record = self._record(name)
-        if failed(record, "pre_revert"):
+        if skip_hooks:
+            skip(record, "pre_revert", "post_revert")
+        elif failed(record, "pre_revert"):
             renew(record, "pre_revert")  # it said no to an earlier revert
         self._say_reverted(record, self._reverse(record))
         self._helper.dismiss()

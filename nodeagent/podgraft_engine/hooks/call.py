@@ -40,6 +40,7 @@ PTRACE_CONT: Final = 7
 PTRACE_GETSIGINFO: Final = 0x4202
 _STOP_TIMEOUT_S: Final = 5.0
 _LOOK_EVERY_S: Final = 0.0005
+_TRIES: Final = 3
 # What a fault raises; all else stays blocked. Blocked, the kernel would take the program's handler away to end it.
 _FAULTS: Final = (signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGTRAP, signal.SIGSYS)
 _MASK: Final = (2**64 - 1) & ~sum(1 << (number - 1) for number in _FAULTS)
@@ -118,36 +119,41 @@ class Caller:
         """Wait until the helper is out of the hook, however it ends.
 
         Raises:
-            PodgraftError: PROCESS_EXITED.
+            PodgraftError: PROCESS_EXITED, HELPER_UNREACHABLE when it does not come out: somebody changed its memory.
         """
         until = time.monotonic() + limit_s
+        sent_out = 0
         while self._room.control().phase != FINISHED:
             status = self._poll()
             if status is not None:
-                self._answer(status)
+                sent_out += self._answer(status)
             elif time.monotonic() > until:
                 self._stop()
                 self._send_out(OUT_OF_TIME)
+                sent_out += 1
                 until = time.monotonic() + _STOP_TIMEOUT_S
             else:
                 time.sleep(_LOOK_EVERY_S)
+            if sent_out > _TRIES:
+                raise PodgraftError(Reason.HELPER_UNREACHABLE, "the helper does not find the way out of a hook")
         reached(Step.HOOK_ENDED)
 
-    def _answer(self, status: int) -> None:
-        """Deal with a stop: a fault of the hook ends it; what came from elsewhere is for another thread."""
+    def _answer(self, status: int) -> bool:
+        """Deal with a stop: a fault ends the hook (True); what came from elsewhere is for another thread."""
         number = os.WSTOPSIG(status)
         if status >> 16:  # an event stop: somebody stops the process, but this thread is not the program's
             self._go_on()
-            return
+            return False
         info = ctypes.create_string_buffer(128)
         self._ptrace(PTRACE_GETSIGINFO, 0, ctypes.addressof(info))
         code, address = struct.unpack_from("<i", info, 8)[0], struct.unpack_from("<Q", info, 16)[0]
         if code <= 0:  # sent by a process (sigaction(2), si_code)
             self._foreign.append(number)
             self._go_on()
-            return
+            return False
         self.fault = Fault(signal.Signals(number).name, self._regs().rip, address)
         self._send_out(FAULT)
+        return True
 
     def _send_out(self, outcome: int) -> None:
         """Let the stopped helper leave the hook, unless it is on its way already."""
