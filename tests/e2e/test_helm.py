@@ -61,10 +61,10 @@ def test_upgrade_and_rollback(shop: Shop, patched: dict[str, Server], kubeconfig
     until("a new operator", lambda: system.is_whole(len(NODES)) and system.process("operator") != old)
     assert shop.servers() == patched
     shop.kubectl.run("scale", "deployment/redis", "--replicas=4")
-    until("the patch in the new pod", lambda: is_done(shop, 4), 120)
+    until("the patch in the new pod", lambda: is_done(shop, 4), 240)
     helm(kubeconfig, "rollback", "podgraft", str(before))
     shop.kubectl.run("scale", "deployment/redis", "--replicas=5")
-    until("the patch in the new pod", lambda: is_done(shop, 5), 120)
+    until("the patch in the new pod", lambda: is_done(shop, 5), 240)
     servers = shop.servers()
     assert {name: servers.get(name) for name in patched} == patched
     shop.kubectl.run("scale", "deployment/redis", "--replicas=3")
@@ -115,6 +115,6 @@ def test_uninstall_with_nothing_to_revert_with(shop: Shop, kubeconfig: Path) -> 
     assert system.pod("operator") is not None
     assert set(shop.generations().values()) == {1}
     system.kubectl.run("rollout", "undo", "daemonset/podgraft-agent")
-    until("old code everywhere", lambda: set(shop.generations().values()) == {0}, 180)
+    until("old code everywhere", lambda: set(shop.generations().values()) == {0}, 240)
     helm(kubeconfig, "uninstall", "podgraft")
     assert system.pod("operator") is None

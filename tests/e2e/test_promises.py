@@ -127,7 +127,7 @@ def test_new_and_restarted_containers_get_the_patch(shop: Shop) -> None:
     shop.kubectl.run("delete", "pod", second.pod, "--wait=false")
     shop.kubectl.run("scale", "deployment/redis", "--replicas=4")
     until("four servers", lambda: len(shop.servers()) == 4 and shop.servers().get(first.pod) not in (None, first))
-    until("all patched", lambda: shop.patched() == "4/4" and list(shop.generations().values()) == [1] * 4, 120)
+    until("all patched", lambda: shop.patched() == "4/4" and list(shop.generations().values()) == [1] * 4, 240)
     shop.kubectl.run("scale", "deployment/redis", "--replicas=3")
 
 
