@@ -18,7 +18,7 @@ from hack.tools import REPOSITORY, run, step
 
 NAMESPACE, SYSTEM = "shop", "podgraft-system"
 EXAMPLE = REPOSITORY / "examples" / "redis"
-WAIT = "120s"
+WAIT = "240s"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from hack.tools import ToolFailedError
 T = TypeVar("T")
 
 
-def until(what: str, ask: Callable[[], T], seconds: float = 90.0, pause: float = 0.5) -> T:
+def until(what: str, ask: Callable[[], T], seconds: float = 180.0, pause: float = 0.5) -> T:
     """Ask until the answer is true, and return it; an API server that is away has not answered yet.
 
     Raises:

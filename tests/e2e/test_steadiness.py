@@ -1,4 +1,4 @@
-"""Programs die, cables break, clocks jump: clients notice nothing, and the state converges."""
+"""Programs die, cables break, nodes go: clients notice nothing, and the state converges."""
 
 import json
 import threading
@@ -12,7 +12,6 @@ from hack.cluster import disrupt, kind, local
 from hack.cluster.layout import CONTROL_PLANE, NODES, State
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
-from hack.fleet import clocks
 from hack.fleet.ledger import Ledger
 from hack.fleet.shop import Server, Shop, number_of
 from hack.fleet.system import System, engines
@@ -61,8 +60,8 @@ class Clients:
 @pytest.fixture
 def clients(shop: Shop, system: System) -> Iterator[Clients]:
     """Afterwards: the patch is taken back, every server is the one it was, and no client has met an error."""
-    until("operator and agents", lambda: system.is_whole(len(NODES)), 120)
-    until("three servers", lambda: len(shop.servers()) == 3, 120)
+    until("operator and agents", lambda: system.is_whole(len(NODES)), 240)
+    until("three servers", lambda: len(shop.servers()) == 3, 240)
     ledger = Ledger()
     ledger.collect()
     ledger.failures.clear()
@@ -134,7 +133,7 @@ def test_api_server_is_restarted(shop: Shop, state: State) -> None:
     shop.patch(strategy=STAGED)
     until("the first pod", lambda: shop.patched() == "1/3")
     disrupt.kill(disrupt.program(state, CONTROL_PLANE, "kube-apiserver"))
-    until("a whole rollout", lambda: is_done(shop), 120)
+    until("a whole rollout", lambda: is_done(shop), 240)
 
 
 def test_network_is_cut(shop: Shop, state: State, clients: Clients) -> None:
@@ -148,7 +147,7 @@ def test_network_is_cut(shop: Shop, state: State, clients: Clients) -> None:
         until("the other pods", lambda: _patched_by_now(shop) == {far.pod: 0}, 50)
         until("a word about the silent node", lambda: _reason(shop) == "AgentNotAnswering", 50)
         time.sleep(max(0.0, began + 60 - time.monotonic()))
-    until("a whole rollout", lambda: is_done(shop), 120)
+    until("a whole rollout", lambda: is_done(shop), 240)
 
 
 @pytest.mark.usefixtures("clients")
@@ -159,7 +158,7 @@ def test_etcd_is_slow(shop: Shop, state: State) -> None:
     pulses.start()
     until("an applied LivePatch", lambda: shop.patch(strategy=STAGED) or True)
     pulses.join()
-    until("a whole rollout", lambda: is_done(shop), 120)
+    until("a whole rollout", lambda: is_done(shop), 240)
 
 
 def test_watches_are_told_that_the_past_is_gone(shop: Shop, system: System, state: State, clients: Clients) -> None:
@@ -177,7 +176,7 @@ def test_watches_are_told_that_the_past_is_gone(shop: Shop, system: System, stat
         disrupt.kill(disrupt.program(state, CONTROL_PLANE, "kube-apiserver"))
         path = f"{resource}?watch=1&timeoutSeconds=2&resourceVersion={version}"
         until("410 Gone", lambda: b'"code":410' in shop.kubectl.run("get", "--raw", path))
-    until("a whole rollout", lambda: is_done(shop), 120)
+    until("a whole rollout", lambda: is_done(shop), 240)
 
 
 def test_node_is_gone_for_good(shop: Shop, state: State, clients: Clients) -> None:
@@ -190,9 +189,9 @@ def test_node_is_gone_for_good(shop: Shop, state: State, clients: Clients) -> No
     local.switch_off(state, number)
     try:
         shop.kubectl.run("delete", "node", far.node)
-        until("another pod", lambda: far.pod not in shop.servers() and len(shop.servers()) == 3, 180)
-        until("a whole rollout", lambda: is_done(shop), 120)
-        until("no work for the node", lambda: far.node not in _names(shop, "nodepatches"), 120)
+        until("another pod", lambda: far.pod not in shop.servers() and len(shop.servers()) == 3, 240)
+        until("a whole rollout", lambda: is_done(shop), 240)
+        until("no work for the node", lambda: far.node not in _names(shop, "nodepatches"), 240)
     finally:
         local.switch_on(state, number)
         until("the node", lambda: far.node in _names(shop, "nodes"))
@@ -206,21 +205,8 @@ def test_node_is_rebooted(shop: Shop, state: State, clients: Clients) -> None:
     _give_up(clients, far.node)
     local.switch_off(state, number_of(far.node))
     local.switch_on(state, number_of(far.node))
-    until("the same pod again", lambda: far.pod in shop.servers() and shop.servers()[far.pod] != far, 180)
-    until("a whole rollout", lambda: is_done(shop), 120)
-
-
-@pytest.mark.parametrize(("first", "then"), [("+0", "+2h"), ("+2h", "+0")], ids=["ahead", "back"])
-@pytest.mark.usefixtures("clients")
-def test_clocks_jump(shop: Shop, system: System, first: str, then: str) -> None:
-    """The clocks of operator and agents jump by two hours in the middle of the rollout: it does not fail."""
-    staged = STAGED | {"progressDeadlineSeconds": 300, "onFailure": "Revert"}
-    with clocks.settable(system, first):
-        shop.patch(strategy=staged)
-        until("the first pod", lambda: shop.patched() == "1/3")
-        clocks.set_to(then)
-        until("a whole rollout", lambda: is_done(shop))
-        shop.unpatch()
+    until("the same pod again", lambda: far.pod in shop.servers() and shop.servers()[far.pod] != far, 240)
+    until("a whole rollout", lambda: is_done(shop), 240)
 
 
 def _give_up(clients: Clients, node: str) -> None:
