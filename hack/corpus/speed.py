@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hack.corpus.bundles import Ground, command, environment, prepare
-from hack.corpus.cases import Corpus
-from hack.tools import REPOSITORY, digest_of, run, step
+from hack.corpus.cases import Corpus, work
+from hack.tools import REPOSITORY, ToolFailedError, digest_of, run, step
+
+KEPT = "old build: the one that is kept from an earlier patch"  # what the builder says
 
 
 @dataclass(frozen=True)
@@ -47,19 +49,24 @@ def known_speed(ground: Ground) -> Speed | None:
 def _measure(corpus: Corpus, ground: Ground) -> Speed:
     tree, fix = prepare(corpus, ground)
     words = command(ground, tree, fix)
-    run(*words, env=environment())  # the first one of this tree; others are built on it
-    without = {**environment(), "CCACHE_DISABLE": "1"}
+    # A cache of its own: other builds on this machine would throw the kept one out.
+    with_cache = {**environment(), "PODGRAFT_CACHE": str(work() / "builds")}
+    run(*words, env=with_cache)  # the first one of this tree; others are built on it
+    without = {**with_cache, "CCACHE_DISABLE": "1"}
     del without["CCACHE_NODISABLE"]
-    build, build_cpu = _timed(words, tree, without)
-    make = ("sh", "-c", ground.program.build)
+    log = ground.home / "speed.log"
+    build, build_cpu = _timed(words, tree, without, log)
+    if KEPT not in log.read_text():
+        raise ToolFailedError(f"the old build of {ground.case.name} was not kept: {log}")
+    make = ["sh", "-c", ground.program.build]
     run(*make, cwd=tree, env=environment())
     run("patch", "-p1", "-s", "-i", fix, cwd=tree)
-    return Speed(ground.case.name, build, build_cpu, *_timed(list(make), tree, without))
+    return Speed(ground.case.name, build, build_cpu, *_timed(make, tree, without, log))
 
 
-def _timed(words: list[str], folder: Path, env: Mapping[str, str]) -> tuple[float, float]:
+def _timed(words: list[str], folder: Path, env: Mapping[str, str], log: Path) -> tuple[float, float]:
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    run(*words, cwd=folder, env=env)
+    run(*words, cwd=folder, env=env, log=log)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - began
     return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
