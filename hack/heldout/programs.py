@@ -121,7 +121,7 @@ PROGRAMS = (
         version="1.11.1-2.1+deb12u1",
         kind="C, dpkg-buildpackage (debhelper, autotools)",
         packages=("debhelper", "automake", "autoconf"),
-        # -d: its documentation tools are not needed. debhelper skips a build that it has done: see README.
+        # -d: its documentation tools are not needed. debhelper skips a build that it has done.
         build="DEB_BUILD_OPTIONS='nocheck nodoc' dpkg-buildpackage -B -d -nc -us -uc",
         start=_tinyproxy,
         ask=_http("/"),
