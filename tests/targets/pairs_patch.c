@@ -30,3 +30,29 @@ int unused(int x)
 {
 	return x * 7 + calls_of_left;
 }
+
+#ifdef HOOKS /* each says no when another was called twice or left out */
+#include "podgraft.h"
+
+PODGRAFT_PRE_APPLY(before)
+{
+	return podgraft_shadow_alloc(&calls_of_left, 1, 64, 0, 0) == 0;
+}
+
+PODGRAFT_POST_APPLY(after)
+{
+	return podgraft_shadow_alloc(&calls_of_left, 2, 64, 0, 0) == 0;
+}
+
+PODGRAFT_PRE_REVERT(back)
+{
+	return podgraft_shadow_get(&calls_of_left, 1) == 0;
+}
+
+PODGRAFT_POST_REVERT(behind)
+{
+	podgraft_shadow_free_all(1, 0);
+	podgraft_shadow_free_all(2, 0);
+	return 0;
+}
+#endif

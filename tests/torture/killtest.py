@@ -33,6 +33,7 @@ LEAKS_MAPS = {
     *(Step.COMMAND_WRITTEN, Step.COMMAND_POSTED, Step.HELPER_WOKEN, Step.COMMAND_DONE, Step.COPY_WRITTEN),
     *(Step.COMMITTED, Step.STATE_MAPPED, Step.STATE_OPENED, Step.AREA_MAPPED, Step.WORKSPACE_MAPPED),
     *(Step.WORKSPACE_FORGOTTEN, Step.AREA_FORGOTTEN, Step.WAKE_AREA_MAPPED),
+    *(Step.ROOM_MAPPED, Step.ARENA_MAPPED),
 }
 IDLE_S = 12.0  # twice the time in which a helper leaves: it first does a command that it was not woken for
 

@@ -38,7 +38,7 @@ class Subject(Protocol):
 
 
 class Crowd:
-    """Eight threads that talk to each other (targets/crowd.c)."""
+    """Eight threads that talk to each other (targets/crowd.c), and a patch with all four hooks."""
 
     name, steady = "pairs-2", True
 
@@ -46,7 +46,7 @@ class Crowd:
         self._program = folder / "crowd"
         if not self._program.exists():
             forge.compile_program(TARGETS / "crowd.c", self._program)
-            forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o")
+            forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o", "-DHOOKS")
             forge.forge(self._program, folder / "patch.o", PAIR_FUNCTIONS, folder / "crowd.graft", name=self.name)
         self.bundle = str(folder / "crowd.graft")
 
