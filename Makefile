@@ -100,6 +100,10 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Measure, compare with the goals, write docs/bench (about 45 min; BENCH="--quick" or "threads size" for less)
 	@$(BIN)/python -m bench $(BENCH)
 
+.PHONY: scale
+scale: install tools ## A rollout over 100, 300 and 1,000 simulated nodes; writes docs/scale.md (NODES=n for one size)
+	@$(WITH_TOOLS) $(BIN)/python -m bench.scale $(NODES)
+
 .PHONY: killtest torture fuzz
 fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)
 	@$(BIN)/python -m tests.torture.fuzz $(if $(CASES),--cases=$(CASES))
