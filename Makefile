@@ -108,6 +108,10 @@ demo-local: install ## The same with one process and no cluster
 bench: install ## Measure, compare with the goals, write docs/bench (about 45 min; BENCH="--quick" or "threads size" for less)
 	@$(BIN)/python -m bench $(BENCH)
 
+.PHONY: scale
+scale: install tools ## A rollout over 100, 300 and 1,000 simulated nodes; writes docs/scale.md (NODES=n for one size)
+	@$(WITH_TOOLS) $(BIN)/python -m bench.scale $(NODES)
+
 .PHONY: killtest torture fuzz consistency
 consistency: install ## Replace two functions that belong together 1,000 times: is ever a pair mixed? (PATCHES=n)
 	@$(BIN)/python -m tests.torture.consistency $(if $(PATCHES),--patches=$(PATCHES))

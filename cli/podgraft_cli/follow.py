@@ -92,3 +92,29 @@ async def until_gone(access: Access, name: str, seconds: float) -> bool:
                     return True
                 await asyncio.sleep(1)
     return False
+
+
+async def until_reverted(access: Access, name: str, asked: str, seconds: float) -> bool:
+    """Wait until the revert that was asked for is done, as the operator's condition says; False when the time is over.
+
+    Raises:
+        ApiError: 404 when the LivePatch is deleted meanwhile.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while True:
+                if _is_reverted(await access.live_patch(name), asked):
+                    return True
+                await asyncio.sleep(1)
+    return False
+
+
+def _is_reverted(body: Json, asked: str) -> bool:
+    """Return whether the operator has taken in the request, and has nothing left to do for it.
+
+    The memory of the rollout is written before the conditions are: only both together tell the end.
+    """
+    status = body.get("status") or {}
+    conditions = {(one["type"], one["status"], one["reason"]) for one in status.get("conditions") or ()}
+    handled = (status.get("rollout") or {}).get("handledRevert") == asked
+    return handled and ("Stalled", "True", "RevertRequested") in conditions

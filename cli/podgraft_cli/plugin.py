@@ -7,26 +7,26 @@ import logging
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import structlog
 import typer
 from kubernetes.aio.config import ConfigException
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from podgraft_api.progress import RESUME, REVERT
 from podgraft_bundle.errors import ExitCode
 from podgraft_cli import render
 from podgraft_cli.cluster import Access
+from podgraft_cli.command import Session, command, out, print_json
 from podgraft_cli.coverage import coverage, names_cve
-from podgraft_cli.follow import Picture, until_gone
+from podgraft_cli.follow import Picture, until_gone, until_reverted
 from podgraft_cli.process import seconds
-from podgraft_cli.views import NOT_SELECTED, PatchView, patch_view, why
+from podgraft_cli.views import NOT_SELECTED, PatchView, patch_view
+from podgraft_cli.views import why as reasons
 from podgraft_kube.client import UNAVAILABLE, ApiError, Json
-
-# A change of the value asks the operator to go on after a pause without end.
-RESUME = "podgraft.dev/resumeRequestedAt"
 
 app = typer.Typer(
     help="Live patches of running pods: what is patched, what is not, and why.",
@@ -34,16 +34,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-# What goes into a pipe or a file is for grep: no line is broken there.
-out = Console(highlight=False, width=None if sys.stdout.isatty() else 240)
 err = Console(stderr=True, highlight=False)
 
 Name = Annotated[str, typer.Argument(help="The LivePatch.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of the context.")]
-Context = Annotated[str | None, typer.Option("--context", help="Context of the kubeconfig.")]
-Kubeconfig = Annotated[str | None, typer.Option("--kubeconfig", help="Default: KUBECONFIG, ~/.kube/config.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 def main() -> None:
@@ -63,180 +56,154 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}" if not str(error) else str(error))
 
 
-@app.command()
-def status(
+@command(app)
+async def status(
+    session: Session,
     name: Annotated[str | None, typer.Argument(help="The LivePatch; default: all of the namespace.")] = None,
     *,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow until it is done or stalled.")] = False,
-    timeout: Annotated[str, typer.Option("--timeout", help="With --watch: how long at most.")] = "1h",
+    limit: Annotated[str, typer.Option("--timeout", help="With --watch: how long at most.")] = "1h",
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="All namespaces.")] = False,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
+) -> ExitCode:
     """Show LivePatches with their pods, processes and the threads that are waited for.
 
     With --watch: exit 0 when every pod is as wanted or the LivePatch is gone, 1 when it is stalled, 4 when time is up.
     """
     if watch and (name is None or everywhere):
         raise typer.BadParameter("--watch follows one LivePatch: name it")
-
-    async def run(access: Access) -> ExitCode:
-        if watch and name is not None:
-            return await _follow(access, name, seconds(timeout), json=json)
-        bodies = [await access.live_patch(name)] if name else await access.live_patches(everywhere=everywhere)
-        views = await _views(access, bodies)
-        if json:
-            _print_json(views)
-            return ExitCode.DONE
-        for view in views:
-            out.print(render.patch_tree(view))
-        if not views:
-            out.print("no LivePatches")
+    if watch and name is not None:
+        return await _follow(session, name, seconds(limit))
+    access = session.access
+    bodies = [await access.live_patch(name)] if name else await access.live_patches(everywhere=everywhere)
+    views = await _views(access, bodies)
+    if session.json:
+        print_json(views)
         return ExitCode.DONE
+    for view in views:
+        out.print(render.patch_tree(view))
+    if not views:
+        out.print("no LivePatches")
+    return ExitCode.DONE
 
-    _run(run, namespace, context, kubeconfig)
 
-
-@app.command(name="why")
-def why_command(
-    pod: Annotated[str, typer.Argument(help="The pod.")],
-    *,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
+@command(app)
+async def why(session: Session, pod: Annotated[str, typer.Argument(help="The pod.")]) -> ExitCode:
     """Say of a pod which LivePatches mean it, how each stands in it, what is in the way and what would help."""
-
-    async def run(access: Access) -> ExitCode:
-        body = await access.kube.get(f"/api/v1/namespaces/{access.namespace}/pods/{pod}")
-        placed = await access.placed()
-        found = why(body, await access.live_patches(), placed or [])
-        # What does not mean the pod is of interest only where nothing else does.
-        shown = [one for one in found if one[1].phase != NOT_SELECTED] or found
-        if json:
-            _print_json([view.wire() | {"livePatch": patch["metadata"]["name"]} for patch, view in found])
-        else:
-            names = [patch["metadata"]["name"] for patch, _ in shown]
-            out.print(render.why_report(f"{access.namespace}/{pod}", [view for _, view in shown], names))
-        if placed is None:
-            err.print("no right to read NodePatches (ClusterRole podgraft-inspect): what agents say is not known")
-            return ExitCode.FAILED
-        return ExitCode.DONE
-
-    _run(run, namespace, context, kubeconfig)
+    access = session.access
+    body = await access.kube.get(f"/api/v1/namespaces/{access.namespace}/pods/{pod}")
+    placed = await access.placed()
+    found = reasons(body, await access.live_patches(), placed or [])
+    # What does not mean the pod is of interest only where nothing else does.
+    shown = [one for one in found if one[1].phase != NOT_SELECTED] or found
+    if session.json:
+        print_json([view.wire() | {"livePatch": patch["metadata"]["name"]} for patch, view in found])
+    else:
+        names = [patch["metadata"]["name"] for patch, _ in shown]
+        out.print(render.why_report(session.where(pod), [view for _, view in shown], names))
+    if placed is None:
+        err.print("no right to read NodePatches (ClusterRole podgraft-inspect): what agents say is not known")
+        return ExitCode.FAILED
+    return ExitCode.DONE
 
 
-@app.command()
-def pause(
-    name: Name,
-    *,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
+@command(app)
+async def pause(session: Session, name: Name) -> ExitCode:
     """Begin no further pod; what is under way is finished."""
-
-    async def run(access: Access) -> ExitCode:
-        return await _change(access, name, {"spec": {"paused": True}}, "paused", json=json)
-
-    _run(run, namespace, context, kubeconfig)
+    await session.access.kube.patch(session.access.live_patch_path(name), {"spec": {"paused": True}})
+    session.say(name, "paused")
+    return ExitCode.DONE
 
 
-@app.command()
-def resume(
-    name: Name,
-    *,
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
-    """Go on after `pause`, and after a pause that is a step of the rollout."""
-
-    async def run(access: Access) -> ExitCode:
-        return await _change(access, name, resumption(datetime.now(UTC)), "resumed", json=json)
-
-    _run(run, namespace, context, kubeconfig)
+@command(app)
+async def resume(session: Session, name: Name) -> ExitCode:
+    """Go on after `pause`, after a pause that is a step of the rollout, after a failure, and after `revert`."""
+    await session.access.kube.patch(session.access.live_patch_path(name), resumption(datetime.now(UTC)))
+    session.say(name, "resumed")
+    return ExitCode.DONE
 
 
 def resumption(now: datetime) -> Json:
     """Return the merge patch that makes a LivePatch go on, whatever it waits for."""
-    return {"spec": {"paused": False}, "metadata": {"annotations": {RESUME: now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")}}}
+    return {"spec": {"paused": False}, "metadata": {"annotations": {RESUME: stamp(now)}}}
 
 
-@app.command()
-def revert(
+def stamp(now: datetime) -> str:
+    """Return a value for an annotation that asks for something: a new one each time."""
+    return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+@command(app)
+async def revert(
+    session: Session,
     name: Name,
     *,
-    yes: Yes = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the LivePatch as well.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every pod is back.")] = True,
-    timeout: Annotated[str, typer.Option("--timeout", help="How long at most.")] = "10m",
-    namespace: Namespace = None,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
-    """Bring every pod back to its old code, and delete the LivePatch. Pods are vulnerable again afterwards."""
+    limit: Annotated[str, typer.Option("--timeout", help="How long at most.")] = "10m",
+) -> ExitCode:
+    """Take the bundle back from every pod. Pods are vulnerable again afterwards; `resume` patches them again.
 
-    async def run(access: Access) -> ExitCode:
-        body = await access.live_patch(name)
-        where = f"{access.namespace}/{name}"
-        _ask(f"Revert LivePatch {where} in {_patched(body)} pods, and delete it?", yes=yes)
-        path, uid = access.live_patch_path(name), body["metadata"]["uid"]
-        if body["spec"].get("deletionPolicy") == "Keep":
-            # The deletion would leave the new code where it is. The uid: a namesake was not asked about.
-            await access.kube.patch(path, {"metadata": {"uid": uid}, "spec": {"deletionPolicy": "Revert"}})
-        await access.kube.delete(path, {"preconditions": {"uid": uid}})
-        if wait and not await until_gone(access, name, seconds(timeout)):
-            _say(where, "is still being reverted: kubectl podgraft status shows what is left", json=json)
-            return ExitCode.DEADLINE
-        _say(where, "is reverted and gone" if wait else "is being reverted", json=json)
+    Pods go back to the bundle of the rollout before, or to their old code where there is none; with --delete always to
+    their old code.
+    """
+    body = await session.access.live_patch(name)
+    what = f"Revert LivePatch {session.where(name)} in {_patched(body)} pods"
+    _ask(f"{what}, and delete it?" if delete else f"{what}?", yes=yes)
+    done = await _delete(session, name, body) if delete else await _withdraw(session, name, body)
+    if not wait:
+        session.say(name, "is being reverted")
         return ExitCode.DONE
+    if not await done(seconds(limit)):
+        session.say(name, "is still being reverted: kubectl podgraft status shows what is left")
+        return ExitCode.DEADLINE
+    session.say(name, "is reverted and gone" if delete else "is reverted: resume patches again")
+    return ExitCode.DONE
 
-    _run(run, namespace, context, kubeconfig)
+
+Finished = Callable[[float], Awaitable[bool]]
 
 
-@app.command()
-def cve(
-    name: Annotated[str, typer.Argument(metavar="CVE", help="For instance CVE-2025-32023.")],
-    *,
-    context: Context = None,
-    kubeconfig: Kubeconfig = None,
-    json: AsJson = False,
-) -> None:
+async def _withdraw(session: Session, name: str, body: Json) -> Finished:
+    """Ask for a revert that leaves the LivePatch in its place; return what waits for it."""
+    if not (body.get("status") or {}).get("rollout"):
+        # The operator takes a request that is older than the rollout for one that was meant for somebody else.
+        raise typer.BadParameter(f"{session.where(name)} has not been rolled out: there is nothing to revert")
+    asked = stamp(datetime.now(UTC))
+    # The uid: a namesake was not asked about.
+    meta = {"uid": body["metadata"]["uid"], "annotations": {REVERT: asked}}
+    await session.access.kube.patch(session.access.live_patch_path(name), {"metadata": meta})
+    return lambda limit: until_reverted(session.access, name, asked, limit)
+
+
+async def _delete(session: Session, name: str, body: Json) -> Finished:
+    """Delete a LivePatch so that its pods are reverted; return what waits for it."""
+    path, uid = session.access.live_patch_path(name), body["metadata"]["uid"]
+    if body["spec"].get("deletionPolicy") == "Keep":
+        # The deletion would leave the new code where it is.
+        await session.access.kube.patch(path, {"metadata": {"uid": uid}, "spec": {"deletionPolicy": "Revert"}})
+    await session.access.kube.delete(path, {"preconditions": {"uid": uid}})
+    return lambda limit: until_gone(session.access, name, limit)
+
+
+@command(app, namespaced=False)
+async def cve(
+    session: Session, name: Annotated[str, typer.Argument(metavar="CVE", help="For instance CVE-2025-32023.")]
+) -> ExitCode:
     """Say whether a CVE is live-fixed everywhere: all namespaces, pods and images. Exit 0: yes; 1: no, or not known."""
-
-    async def run(access: Access) -> ExitCode:
-        bodies = await access.live_patches(everywhere=True)
-        unread = [
-            f"{one['metadata']['namespace']}/{one['metadata']['name']}"
-            for one in bodies
-            if not (one.get("status") or {}).get("bundle")
-        ]
-        views = await _views(access, [one for one in bodies if names_cve(one, name)])
-        found = coverage(name, views, await access.pods(None), unread)
-        if json:
-            _print_json(found)
-        else:
-            out.print(render.coverage_report(found))
-        return ExitCode.DONE if found.everywhere else ExitCode.FAILED
-
-    _run(run, None, context, kubeconfig)
-
-
-def _run(
-    work: Callable[[Access], Awaitable[ExitCode]], namespace: str | None, context: str | None, kubeconfig: str | None
-) -> None:
-    async def connected() -> ExitCode:
-        access = await Access.open(namespace=namespace, context=context, kubeconfig=kubeconfig)
-        async with access.kube:
-            return await work(access)
-
-    raise typer.Exit(asyncio.run(connected()))
+    bodies = await session.access.live_patches(everywhere=True)
+    unread = [
+        f"{one['metadata']['namespace']}/{one['metadata']['name']}"
+        for one in bodies
+        if not (one.get("status") or {}).get("bundle")
+    ]
+    views = await _views(session.access, [one for one in bodies if names_cve(one, name)])
+    found = coverage(name, views, await session.access.pods(None), unread)
+    if session.json:
+        print_json(found)
+    else:
+        out.print(render.coverage_report(found))
+    return ExitCode.DONE if found.everywhere else ExitCode.FAILED
 
 
 async def _views(access: Access, bodies: list[Json]) -> list[PatchView]:
@@ -247,17 +214,17 @@ async def _views(access: Access, bodies: list[Json]) -> list[PatchView]:
     ]
 
 
-async def _follow(access: Access, name: str, limit: float, *, json: bool) -> ExitCode:
-    live = Live(console=out, auto_refresh=False) if out.is_terminal and not json else None
+async def _follow(session: Session, name: str, limit: float) -> ExitCode:
+    live = Live(console=out, auto_refresh=False) if out.is_terminal and not session.json else None
     last = None
     with contextlib.suppress(TimeoutError), live or contextlib.nullcontext():
-        async with asyncio.timeout(limit), contextlib.aclosing(Picture(access, name).views()) as views:
+        async with asyncio.timeout(limit), contextlib.aclosing(Picture(session.access, name).views()) as views:
             async for view in views:
                 if view is None:
-                    _say(f"{access.namespace}/{name}", "is gone", json=json)
+                    session.say(name, "is gone")
                     return ExitCode.DONE
                 if view != last:
-                    _show(view, live, json=json)
+                    _show(view, live, json=session.json)
                 last = view
                 if view.done:
                     return ExitCode.DONE
@@ -276,12 +243,6 @@ def _show(view: PatchView, live: Live | None, *, json: bool) -> None:
         out.print(tree)
 
 
-async def _change(access: Access, name: str, change: Json, word: str, *, json: bool) -> ExitCode:
-    await access.kube.patch(access.live_patch_path(name), change)
-    _say(f"{access.namespace}/{name}", word, json=json)
-    return ExitCode.DONE
-
-
 def _ask(question: str, *, yes: bool) -> None:
     if yes:
         return
@@ -292,19 +253,6 @@ def _ask(question: str, *, yes: bool) -> None:
 
 def _patched(body: Json) -> int:
     return int(((body.get("status") or {}).get("pods") or {}).get("patched", 0))
-
-
-def _say(what: str, word: str, *, json: bool) -> None:
-    if json:
-        out.out(jsonlib.dumps({"livePatch": what, "result": word}))
-    else:
-        out.print(f"livepatch {what} {word}")
-
-
-def _print_json(found: Any) -> None:
-    """Print models as the API server writes them, one line."""
-    plain = TypeAdapter(Any).dump_python(found, mode="json", by_alias=True, exclude_none=True)
-    out.out(jsonlib.dumps(plain))
 
 
 def _fail(message: str) -> None:

@@ -18,7 +18,7 @@ class Config:
     agent_seconds: float = Field(60.0, gt=0, description="silence after which a node is reported, not awaited")
     revert_seconds: float = Field(300.0, gt=0, description="how long a deletion waits for reverts at most")
     tick_seconds: float = Field(5.0, gt=0, description="every LivePatch is looked at this often")
-    resync_seconds: float = Field(60.0, gt=0, description="everything is listed and compared this often")
+    resync_seconds: float = Field(300.0, gt=0, description="everything is listed and compared this often")
     prometheus_urls: str = Field("", description="servers that LivePatches may name in their health gate, by commas")
     liveness_port: int = Field(8080, gt=0, lt=65536)
     metrics_port: int = Field(8082, gt=0, lt=65536)

@@ -55,18 +55,34 @@ class Controller:
     async def run(self) -> None:
         """Loop until cancelled, from when everything was listed: half of the picture would look like vanished pods."""
         await self.world.ready.wait()
-        compared = -self._config.resync_seconds
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(self._compares())
+            parts.create_task(self._looks())
+
+    async def _compares(self) -> None:
+        """Compare all kinds now and then, beside the looks: with a slow API server a list of all pods takes minutes."""
+        while True:
+            await asyncio.sleep(self._config.resync_seconds)
+            try:
+                for kind in KINDS:
+                    await compare(self._kube, self.world, kind)
+                self.world.mark_all()
+            except (ApiError, *UNAVAILABLE) as error:
+                log.warning("the world was not compared", error=str(error) or type(error).__name__)
+
+    async def _looks(self) -> None:
+        tidied = -self._config.resync_seconds
         while True:
             try:
-                if time.monotonic() - compared >= self._config.resync_seconds:
-                    await self._compare()
-                    compared = time.monotonic()
+                if time.monotonic() - tidied >= self._config.resync_seconds:
+                    tidied = time.monotonic()
+                    await self._tidy()
                 began = time.monotonic()
                 await self._look()
                 self.alive_at = time.monotonic()
                 await self._wait(self.alive_at - began)
             except (ApiError, *UNAVAILABLE) as error:
-                log.warning("the API server did not do what was asked", error=str(error))
+                log.warning("the API server did not do what was asked", error=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_SECONDS)
 
     def problem(self) -> str | None:
@@ -91,9 +107,8 @@ class Controller:
         await asyncio.sleep(min(max(COALESCE_SECONDS, took), MAX_COALESCE_SECONDS))
         self.world.changed.clear()
 
-    async def _compare(self) -> None:
-        for kind in KINDS:
-            await compare(self._kube, self.world, kind)
+    async def _tidy(self) -> None:
+        """Forget and remove what nothing uses; in the loop, so that no bundle is just being stored."""
         self.world.mark_all()
         self._recorder.keep({body["metadata"]["uid"] for body in self.world.live_patches.values()})
         used = {one.bundle.digest for node in self.world.nodes.values() for one in node.items}

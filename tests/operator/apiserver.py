@@ -55,6 +55,8 @@ class Api:
     url: str
     ca: str
     token: str
+    # Where its etcd answers.
+    store: str = ""
 
     def call(self, method: str, path: str, body: Any = None, content: str = "application/json", **more: str) -> Json:
         """Send one request, with `more` headers, return the JSON answer."""
@@ -152,7 +154,7 @@ def api_server(folder: Path) -> Iterator[Api]:
     server += ["--service-account-issuer=https://kubernetes.default.svc"]
     server += [f"--service-account-{use}-file={folder}/sa.key" for use in ("key", "signing-key")]
     with running(etcd, folder / "etcd.log"), running(server, folder / "apiserver.log") as process:
-        api = Api(f"https://127.0.0.1:{port}", str(folder / "certs/apiserver.crt"), token)
+        api = Api(f"https://127.0.0.1:{port}", str(folder / "certs/apiserver.crt"), token, store)
         deadline = time.monotonic() + 90
         while not ready(api):
             if process.poll() is not None or time.monotonic() > deadline:

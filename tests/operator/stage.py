@@ -35,7 +35,10 @@ def wait(check: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
 
 
 def make_graft(
-    name: str = "redis-fix", cve: str = "CVE-2025-32023", keys: tuple[Ed25519PrivateKey, ...] = (KEY,)
+    name: str = "redis-fix",
+    cve: str = "CVE-2025-32023",
+    keys: tuple[Ed25519PrivateKey, ...] = (KEY,),
+    content: bytes = OBJECT,
 ) -> bytes:
     """Return a bundle that decodes, signed by these keys; nobody applies it here."""
     part = {"symbol": "f", "offset": 4096, "size": 16, "sha256": "0" * 64}
@@ -46,10 +49,10 @@ def make_graft(
             "cves": [cve],
             "module": {"name": "redis-server", "build_id": "ab" * 20},
             "functions": [{"entry": part, "new_symbol": "f"}],
-            "object": {"size": len(OBJECT), "sha256": hashlib.sha256(OBJECT).hexdigest()},
+            "object": {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()},
         }
     )
-    bundle = make_bundle(manifest, OBJECT)
+    bundle = make_bundle(manifest, content)
     for key in keys:
         bundle = sign(bundle, key)
     return encode(bundle)

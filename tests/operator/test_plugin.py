@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -147,8 +148,8 @@ def test_why_explains(cluster: Cluster, plugin: Plugin) -> None:
 
 
 def test_pause_resume_revert(cluster: Cluster, plugin: Plugin, aside: Plugin) -> None:
-    """Pause and resume set the spec; revert asks first, overrides Keep, and waits for the last pod."""
-    rolled(cluster, 1, deletionPolicy="Keep")
+    """Pause and resume set the spec; revert asks first and waits for the last pod; resume patches again."""
+    rolled(cluster, 1)
     cluster.answer(0)
     cluster.wait_condition("Ready", "Patched")
     assert plugin("pause", "lp").returncode == 0
@@ -162,6 +163,34 @@ def test_pause_resume_revert(cluster: Cluster, plugin: Plugin, aside: Plugin) ->
     assert "deletionTimestamp" not in cluster.live_patch()["metadata"]
     ended: list[subprocess.CompletedProcess[str]] = []
     reverting = threading.Thread(target=lambda: ended.append(aside("revert", "lp", "--yes")))
+    reverting.start()
+    cluster.wait_items(0, "Reverted")
+    time.sleep(3)
+    assert not ended, "nobody says so before the pod is back"
+    cluster.answer(0)
+    reverting.join(30)
+    assert ended[0].returncode == 0, ended[0].stderr
+    assert "is reverted" in ended[0].stdout
+    cluster.wait_condition("Stalled", "RevertRequested")
+    wait(lambda: cluster.items(0) == [], "nothing is asked of the node any more")
+    assert plugin("resume", "lp").returncode == 0
+    cluster.wait_items(0)
+    cluster.answer(0)
+    cluster.wait_condition("Ready", "Patched")
+
+
+def test_revert_and_delete(cluster: Cluster, plugin: Plugin, aside: Plugin) -> None:
+    """With --delete the LivePatch goes as well, in spite of Keep; before a rollout there is nothing to revert."""
+    cluster.apply(deletionPolicy="Keep")
+    cluster.wait_condition("Stalled", "ConfigMapNotFound")
+    assert plugin("revert", "lp", "--yes").returncode == 2
+    cluster.add_config_map(make_graft())
+    cluster.add_pod("redis-0", 0)
+    cluster.wait_items(0)
+    cluster.answer(0)
+    cluster.wait_condition("Ready", "Patched")
+    ended: list[subprocess.CompletedProcess[str]] = []
+    reverting = threading.Thread(target=lambda: ended.append(aside("revert", "lp", "--delete", "--yes")))
     reverting.start()
     cluster.wait_items(0, "Reverted")
     cluster.answer(0)

@@ -120,7 +120,7 @@ class Fleet(RuleBasedStateMachine):
         before = self.placed()
         decided = plan(wish, self.targets(), before, set(self.pods))
         written = decided.changes[: len(decided.changes) // 2] if crash == "half" else decided.changes
-        begun = self.begun()
+        begun = self.begun() + self.making_room()
         for change in written:
             self.check(change)
             self.write(change)
@@ -153,9 +153,14 @@ class Fleet(RuleBasedStateMachine):
         if after is None or after.complete:
             self.pause = None
             return
+        if after.failure is not None:
+            return  # nothing is begun; what was known of the pause counts when somebody resumes
         key, steps = after.digest + after.steps, self.spec.strategy.steps
         rollout, step, since, resume = self.pause or ("", 0, self.now, None)
-        if rollout != key or after.step < step:
+        before = self.memory.failure if self.memory is not None else None
+        again = before is not None and before.reverting and after.failure is None
+        if rollout != key or after.step < step or again:
+            # Also when somebody resumes after a revert: at the first step, whatever the memory says.
             step, since, resume = 0, self.now, self.asked.get(RESUME)
         for index in range(step, after.step):
             pause = steps[index].pause
@@ -181,6 +186,14 @@ class Fleet(RuleBasedStateMachine):
                 and one.report.phase is Phase.NOT_APPLICABLE
                 and self.pods[one.item.pod.uid].containers == one.item.containers
             )
+            for one in self.placed()
+        )
+
+    def making_room(self) -> int:
+        """Pods that give back another bundle; if that is for the one that is rolled out, they have been begun."""
+        wanted = self.bundle.digest if self.bundle is not None else None
+        return sum(
+            one.item.desired is Desired.REVERTED and one.item.bundle.digest not in {wanted, self.reverting}
             for one in self.placed()
         )
 
@@ -348,6 +361,58 @@ class Fleet(RuleBasedStateMachine):
     @rule(sure=st.sampled_from([False, False, False, True]))
     def delete(self, sure: bool) -> None:
         self.leaving = self.leaving or sure
+
+    def anew(self, parallel: int, steps: list[dict[str, Any]], health: dict[str, Any] | None) -> str:
+        """Begin to roll out a bundle that is in no pod, with nothing in its way; return its name."""
+        self.dead, self.errors = set(), 0.0
+        stable = self.memory.stable.digest if self.memory is not None and self.memory.stable is not None else None
+        old = {self.named.digest, stable}
+        name = next(one for one in "abc" if BUNDLES[one].digest not in old)
+        for uid, one in self.pods.items():
+            self.pods[uid] = Target(one.node, one.pod, one.containers, restarts=one.restarts)
+        self.pace(parallel, steps, "Pause", health)
+        self.edit(name, paused=False)
+        return name
+
+    @precondition(lambda self: not self.leaving)
+    @rule(rounds=st.integers(2, 6))
+    def sour(self, rounds: int) -> None:
+        """The metric goes bad when some pods are patched and others are not."""
+        self.anew(1, [], HEALTH[2])
+        self.sail(rounds, 5)
+        self.spoil_metric()
+        self.sail(3, 5)
+
+    def spoil_metric(self) -> None:
+        self.measure(2.0)
+        self.look()
+
+    @precondition(lambda self: not self.leaving)
+    @rule(rounds=st.integers(1, 3))
+    def change_of_mind(self, rounds: int) -> None:
+        """A bundle is taken back; before that is done the user names the third one, and holds it back."""
+        name = self.anew(4, [], None)
+        self.sail(3, 5)
+        self.pace(1, [], "Pause", None)
+        self.revert()
+        for _ in range(rounds):
+            self.round(answered=True, seconds=5)
+        taken_back = self.memory is not None and self.memory.withdrawn == BUNDLES[name].digest
+        others = {name, self.named.name}
+        self.edit(next(one for one in "abc" if one not in others), paused=True)
+        self.sail(2 * len(self.pods) + 2, 5)
+        assert not taken_back or name not in self.inside.values(), "an edit made the operator forget a revert"
+
+    @precondition(lambda self: not self.leaving)
+    @rule(steps=st.sampled_from(STEPS[1:]))
+    def back_and_forth(self, steps: list[dict[str, Any]]) -> None:
+        """A rollout that stands behind its first step is taken back, and begun again."""
+        self.anew(2, steps, None)
+        self.sail(4, 30)
+        self.revert()
+        self.sail(3, 5)
+        self.resume()
+        self.sail(2, 5)
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
