@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +32,7 @@ REVERTS = 0.25
 DEADLINE_S = 20.0
 TRIES = 6
 PATIENCE_S = 10.0
+SHOW_EVERY = 10
 
 
 @dataclass
@@ -75,8 +77,9 @@ class Consistency:
             others = [other for other in NAMES.values() if other != name]
             forge.forge(self._program, relocatable, FUNCTIONS, folder / f"{name}.graft", name=name, replaces=others)
 
-    def run(self, patches: int) -> Row:
-        """Patch that many times."""
+    def run(self, patches: int, show: Callable[[str], None] = lambda _: None) -> Row:
+        """Patch that many times; `show` gets a line now and then."""
+        self._show = show
         command = [str(self._program), str(self._row.threads)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
             try:
@@ -102,6 +105,8 @@ class Consistency:
                 self._row.patches += 1
             if not self._row.stories:
                 self._look(target, version)
+            if (self._row.patches + self._row.reverts) % SHOW_EVERY == 0:
+                self._show(self._row.line())
 
     def _move(self, target: Target, **request: str) -> None:
         outcome: Outcome | None = None
@@ -141,9 +146,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
     began = time.monotonic()
+    print(HEADER)
     with tempfile.TemporaryDirectory() as folder:
-        row = Consistency(Path(folder), arguments.threads, arguments.seed).run(arguments.patches)
-    print(HEADER, row.line(), f"{time.monotonic() - began:.0f} s", sep="\n")
+        test = Consistency(Path(folder), arguments.threads, arguments.seed)
+        row = test.run(arguments.patches, lambda line: print(line, flush=True))
+    print(row.line(), f"{time.monotonic() - began:.0f} s", sep="\n")
     print(*row.stories, sep="\n", file=sys.stderr)
     return 1 if row.failed else 0
 
