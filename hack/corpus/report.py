@@ -161,5 +161,5 @@ def _reasons(rows: list[Row]) -> Iterator[str]:
 
 def _plain(text: str) -> str:
     """Return text as one line that Markdown leaves alone."""
-    signs = {"`": "'", "*": "\\*", "|": "/", "<": "&lt;", ">": "&gt;"}
-    return " ".join(text.translate(str.maketrans(signs)).split())
+    signs = str.maketrans({"`": "'", "*": "\\*", "|": "/", "<": "&lt;", ">": "&gt;"})
+    return " ".join(text.translate(signs).split())
