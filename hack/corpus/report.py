@@ -95,7 +95,7 @@ def _table(rows: list[Row]) -> Iterator[str]:
             _applied(row.applied) if row.applied is not None or built.verdict != "bundle" else "not run",
             _by_itself([row.applied] if row.applied is not None else []),
             row.applied.observed if row.applied is not None else "-",
-            f"{built.seconds:.0f}",
+            f"{built.seconds:.0f}" if built.verdict != "not run" else "-",
         )
         yield "| " + " | ".join(cells) + " |"
 
@@ -160,6 +160,6 @@ def _reasons(rows: list[Row]) -> Iterator[str]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(
-        text.replace("`", "'").replace("*", "").replace("|", "/").replace("<", "(").replace(">", ")").split()
-    )
+    """Return text as one line that Markdown leaves alone."""
+    signs = str.maketrans({"`": "'", "*": "\\*", "|": "/", "<": "&lt;", ">": "&gt;"})
+    return " ".join(text.translate(signs).split())
