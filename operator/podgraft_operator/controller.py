@@ -55,9 +55,21 @@ class Controller:
     async def run(self) -> None:
         """Loop until cancelled, from when everything was listed: half of the picture would look like vanished pods."""
         await self.world.ready.wait()
+        await self._list_live_patches()
         async with asyncio.TaskGroup() as parts:
             parts.create_task(self._compares())
             parts.create_task(self._looks())
+
+    async def _list_live_patches(self) -> None:
+        """Know all before the first look: kopf tells one after the other, and those for the same pods are weighed."""
+        while True:
+            try:
+                await compare(self._kube, self.world, "livepatches")
+            except (ApiError, *UNAVAILABLE) as error:
+                log.warning("LivePatches were not listed", error=str(error) or type(error).__name__)
+                await asyncio.sleep(RETRY_SECONDS)
+            else:
+                return
 
     async def _compares(self) -> None:
         """Compare all kinds now and then, beside the looks: with a slow API server a list of all pods takes minutes."""
@@ -146,8 +158,10 @@ class Controller:
         metrics.QUEUE.set(len(self.world.dirty))
 
     async def _reconcile(self, key: Key) -> None:
+        known = self.world.live_patches.get(key)
+        await self._withdraw_orphans(key, known["metadata"]["uid"] if known is not None else None)
+        # It may have been found just now.
         body = self.world.live_patches.get(key)
-        await self._withdraw_orphans(key, body["metadata"]["uid"] if body is not None else None)
         if body is None:
             return
         if "deletionTimestamp" in body["metadata"]:
@@ -167,7 +181,15 @@ class Controller:
             for item in node.items
             if (item.live_patch.namespace, item.live_patch.name) == key and item.live_patch.uid != uid
         }
+        if not refs:
+            return
+        # Asked, not remembered: with a watch that lags, a revert would take the fix from running pods.
+        found = await livepatches.read(self._kube, *key)
+        if found is not None:
+            self.world.see("livepatches", found, watched=False)
         for ref in refs:
+            if found is not None and found["metadata"]["uid"] == ref.uid:
+                continue
             self._forget(ref)
             await self._advance(Wish(ref, leaving="Revert", max_parallel="100%"), [])
 

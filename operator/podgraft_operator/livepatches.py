@@ -15,7 +15,12 @@ Body = dict[str, Any]
 def path(body: Body) -> str:
     """Return the path of a LivePatch."""
     meta = body["metadata"]
-    return f"/apis/{API_VERSION}/namespaces/{meta['namespace']}/{PLURAL}/{meta['name']}"
+    return _path(meta["namespace"], meta["name"])
+
+
+async def read(kube: Kube, namespace: str, name: str) -> Body | None:
+    """Return a LivePatch as the API server has it now, None when there is none."""
+    return await kube.find(_path(namespace, name))
 
 
 async def set_finalizer(kube: Kube, body: Body, *, present: bool) -> Body:
@@ -45,6 +50,10 @@ async def remember(kube: Kube, body: Body, rollout: RolloutStatus) -> Body:
 async def _patch_status(kube: Kube, body: Body, status: Body) -> Body:
     # The uid guards against a namesake made meanwhile; there is no other writer of the status.
     return await kube.patch(f"{path(body)}/status", {"metadata": {"uid": body["metadata"]["uid"]}, "status": status})
+
+
+def _path(namespace: str, name: str) -> str:
+    return f"/apis/{API_VERSION}/namespaces/{namespace}/{PLURAL}/{name}"
 
 
 def _absent(model: type[BaseModel]) -> Body:
