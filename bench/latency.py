@@ -1,4 +1,4 @@
-"""What do the clients of a Redis under steady load notice: of a patch, of a barrier, of a restart?
+"""What do the clients of a server under steady load notice: of a patch, of a barrier, of a restart?
 
 The load is open-loop: a request's latency counts from the moment it was due. One run, in rounds; each round has the
 same intervals in an order drawn anew: nothing (twice: what differs between the two is noise), two engines that only
@@ -7,6 +7,7 @@ check, two barriers, one apply and one revert. The restarts come last.
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 
 from bench.harness import Options, build_barrier, engine, goal, markdown, percentiles, stop_all
 from bench.pictures import figure, save
+from bench.served import SERVED, Served
 from bench.server import CONNECTIONS, RATE, Server
-from hack.demo import bundle
-from hack.sources import redis
 
 KINDS = ("quiet", "quiet again", "check", "patch", "barrier")
 COLORS = dict(zip((*KINDS, "restart"), ("#8794a1", "#c3cbd3", "#e9a13b", "#2a9d8f", "#c0392b", "#7a5fa5"), strict=True))
@@ -39,13 +39,14 @@ Window = tuple[str, float, float]
 class Run:
     """The intervals of one run, and what was seen of the threads in them."""
 
-    def __init__(self, server: Server, file: str, barrier: Path) -> None:
+    def __init__(self, server: Server, served: Served, barrier: Path) -> None:
         self.server = server
+        self.ways: Counter[str] = Counter()
         self.windows: list[Window] = []
         self.held: list[float] = []
         self.took: list[float] = []
         self.stops: list[float] = []
-        self._file = file
+        self._served = served
         self._barrier = barrier
 
     def interval(self, kind: str, action: Callable[[], None] | None) -> None:
@@ -57,51 +58,76 @@ class Run:
         self.windows.append((kind, began, time.time()))
 
     def check(self) -> None:
-        """Start two engines that touch nothing: what they cost the machine is in `patch` as well."""
-        for _ in range(2):
-            engine(self.server.pid, op="check", bundle=self._file)
+        """Start as many engines that touch nothing: what they cost the machine is in `patch` as well."""
+        for pid in self.server.pids * 2:
+            engine(pid, op="check", bundle=self._served.bundle)
 
     def patch(self) -> None:
         """Apply and revert."""
-        applied = engine(self.server.pid, op="apply", bundle=self._file)
-        reverted = engine(self.server.pid, op="revert", name=bundle.NAME)
-        self.held += applied.holds_us() + reverted.holds_us()
-        self.took.append(applied.wall_s + reverted.wall_s)
+        began = time.monotonic()
+        answers = [engine(pid, op="apply", bundle=self._served.bundle) for pid in self.server.pids]
+        answers += [engine(pid, op="revert", name=self._served.name) for pid in self.server.pids]
+        self.took.append(time.monotonic() - began)
+        for answer in answers:
+            self.held += answer.holds_us()
+            self.ways.update(event["how"] for event in answer.of("migrated"))
 
     def stop_all(self) -> None:
         """Two barriers, for apply and for revert."""
         for _ in range(2):
-            self.stops.append(stop_all(self._barrier, self.server.pid, HOLD_US)["total_ns"] / 1e3)
+            for pid in self.server.pids:
+                self.stops.append(stop_all(self._barrier, pid, HOLD_US)["total_ns"] / 1e3)
             time.sleep(INTERVAL_S / 3)
 
 
-def run(options: Options) -> dict[str, Any]:
-    """Measure all kinds of intervals in one run."""
-    cycles = options.cycles or (QUICK_CYCLES if options.quick else CYCLES)
-    source, file, barrier = redis.prepare(), str(bundle.ensure()), build_barrier(options.work)
-    order = random.Random(options.seed)  # noqa: S311 (a schedule that can be repeated)
-    with ExitStack() as stack:
-        this = Run(Server(stack, source, options.work), file, barrier)
-        actions = {"check": this.check, "patch": this.patch, "barrier": this.stop_all}
-        time.sleep(WARM_UP_S)
-        this.patch()
-        this.held.clear()
-        this.took.clear()
-        for _ in range(cycles):
-            for kind in order.sample(KINDS, len(KINDS)):
-                this.interval(kind, actions.get(kind))
-        for _ in range(RESTARTS):
-            this.interval("restart", this.server.restart)
-        time.sleep(1)
-        records = this.server.records()
-    return {
-        "cycles": cycles,
-        "rate": CONNECTIONS * RATE,
-        **summarize(records, this.windows, options.seed),
-        "held_us": percentiles(this.held),
-        "patch_s": percentiles(this.took),
-        "barrier_us": percentiles(this.stops),
-    }
+class Latency:
+    """The benchmark of one server."""
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+        self.__doc__ = f"{program}: {__doc__}"
+
+    def run(self, options: Options) -> dict[str, Any]:
+        """Measure all kinds of intervals in one run."""
+        cycles = options.cycles or (QUICK_CYCLES if options.quick else CYCLES)
+        served, barrier = SERVED[self.program](options.work), build_barrier(options.work)
+        order = random.Random(options.seed)  # noqa: S311 (a schedule that can be repeated)
+        with ExitStack() as stack:
+            this = Run(Server(stack, served, options.work), served, barrier)
+            actions = {"check": this.check, "patch": this.patch, "barrier": this.stop_all}
+            time.sleep(WARM_UP_S)
+            this.patch()
+            for seen in (this.held, this.took, this.ways):
+                seen.clear()
+            for _ in range(cycles):
+                for kind in order.sample(KINDS, len(KINDS)):
+                    this.interval(kind, actions.get(kind))
+            for _ in range(RESTARTS):
+                this.interval("restart", this.server.restart)
+            time.sleep(1)
+            records = this.server.records()
+        return {
+            "cycles": cycles,
+            "rate": CONNECTIONS * RATE,
+            **summarize(records, this.windows, options.seed),
+            "held_us": percentiles(this.held),
+            "ways": dict(sorted(this.ways.items())),
+            "patch_s": percentiles(this.took),
+            "barrier_us": percentiles(this.stops),
+        }
+
+    def table(self, result: dict[str, Any]) -> str:
+        """Return the results as Markdown."""
+        return _table(result)
+
+    def plot(self, result: dict[str, Any], folder: Path) -> list[Path]:
+        """Draw latency by percentile for all kinds."""
+        drawing, (axes,) = figure(f"{self.program} under open-loop load", 1)
+        for kind, values in result["kinds"].items():
+            axes.loglog(100 / (100 - CURVE), values["curve"], label=kind, color=COLORS[kind], linewidth=1.4)
+        axes.set_xticks([1, 10, 100, 1000, 10000], ["0", "p90", "p99", "p99.9", "p99.99"])
+        axes.set(xlabel="percentile", ylabel="latency from the moment due (ms)")
+        return save(drawing, folder / f"latency-{self.program}")
 
 
 def charged(records: "NDArray[Any]", interval_us: int) -> tuple[NDArray[np.int64], Latencies]:
@@ -162,8 +188,7 @@ def _spread(groups: dict[str, list[Latencies]], seed: int) -> dict[str, list[flo
     return spread
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the results as Markdown."""
+def _table(result: dict[str, Any]) -> str:
     base = result["kinds"]["quiet"]["shown"]
     names = [*(f"p{percentile:g}" for percentile in SHOWN[:-1]), "max"]
     rows, ratios = [], []
@@ -195,15 +220,6 @@ def _goals(result: dict[str, Any]) -> list[str]:
         goal("hold of one thread, p99", held["p99"], MOST_HELD_US, " µs"),
         f"* {held['count']} holds of one thread: p50 {held['p50']:.0f} µs, longest {held['max']:.0f} µs",
         f"* the barrier stopped all threads at once for {stops['p50']:.0f} µs (p50), {stops['max']:.0f} µs (longest)",
-        f"* apply and revert took {result['patch_s']['p50']:.2f} s (p50) with two starts of Python",
+        f"* who migrated how: {', '.join(f'{how} {count:,}' for how, count in result['ways'].items())}",
+        f"* apply and revert took {result['patch_s']['p50']:.2f} s (p50) with the starts of their engines",
     ]
-
-
-def plot(result: dict[str, Any], folder: Path) -> list[Path]:
-    """Draw latency by percentile for all kinds."""
-    drawing, (axes,) = figure("Redis under open-loop load", 1)
-    for kind, values in result["kinds"].items():
-        axes.loglog(100 / (100 - CURVE), values["curve"], label=kind, color=COLORS[kind], linewidth=1.4)
-    axes.set_xticks([1, 10, 100, 1000, 10000], ["0", "p90", "p99", "p99.9", "p99.99"])
-    axes.set(xlabel="percentile", ylabel="latency from the moment due (ms)")
-    return save(drawing, folder / "latency")

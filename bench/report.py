@@ -1,14 +1,31 @@
 """Results as one page of tables and as plots; pure functions of what was recorded, but for the files they write."""
 
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
-from bench import calls, gaps, latency, size, threads
-from bench.harness import markdown
+from bench import calls, gaps, size, threads
+from bench.harness import Options, markdown
+from bench.latency import Latency
+from bench.served import SERVED
 
-BENCHMARKS: dict[str, ModuleType] = {
-    "latency": latency,
+
+class Benchmark(Protocol):
+    """A module or an object; its docstring is the question that it answers."""
+
+    __doc__: str | None
+
+    def run(self, options: Options) -> dict[str, Any]:
+        """Measure; what is returned is recorded as JSON."""
+
+    def table(self, result: dict[str, Any]) -> str:
+        """Return what was recorded as Markdown."""
+
+    def plot(self, result: dict[str, Any], folder: Path) -> list[Path]:
+        """Draw what was recorded; return the files."""
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    **{f"latency-{program}": Latency(program) for program in SERVED},
     "threads": threads,
     "size": size,
     "calls": calls,

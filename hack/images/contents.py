@@ -9,7 +9,7 @@ from hack.tools import REPOSITORY, cache, run
 
 UV = REPOSITORY / ".venv" / "bin" / "uv"
 LOCK = REPOSITORY / "requirements.lock"
-LOAD = REPOSITORY / "examples" / "redis" / "load" / "load.c"
+LOAD = REPOSITORY / "examples" / "redis" / "load"
 PAUSE = Path(__file__).parent / "pause.c"
 WARNINGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror")
 
@@ -52,9 +52,11 @@ def demo_redis(root: Path) -> None:
     load_generator(folder)
 
 
-def load_generator(folder: Path) -> None:
-    """Compile redis-load into a folder."""
-    run("gcc", *WARNINGS, "-pthread", "-o", folder / "redis-load", LOAD)
+def load_generator(folder: Path, protocol: Path = LOAD / "redis.c") -> Path:
+    """Compile the load generator for one protocol into a folder; return the program, "redis-load" for redis.c."""
+    program = folder / f"{protocol.stem}-load"
+    run("gcc", *WARNINGS, "-D_GNU_SOURCE", "-pthread", "-I", LOAD, "-o", program, LOAD / "load.c", protocol)
+    return program
 
 
 def pause(root: Path) -> None:

@@ -1,11 +1,10 @@
-/* A bounded load generator for Redis that checks every answer.
+/* A bounded load generator that checks every answer; what it asks is in a file beside (redis.c), behind load.h.
  *
- *   redis-load [--port P] [--connections N] [--rate R] [--seconds S] --out DIR
+ *   NAME-load [--port P] [--connections N] [--rate R] [--seconds S] --out DIR
  *
  * Each of N connections sends R requests a second on a fixed schedule and waits for each answer. The latency of a request
  * counts from the moment it was due, not from the moment it was sent: a server that stands still for a second is charged for
- * every request of that second. The commands are SET/GET of a value that is compared, INCR whose result is compared, and
- * PFCOUNT over two HyperLogLogs whose result must never change.
+ * every request of that second.
  *
  * DIR/records.bin   one struct record for each request, in order of completion
  * DIR/summary.json  counters, rewritten every 200 ms by rename, so that a reader always finds a whole file
@@ -16,9 +15,7 @@
 #include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -27,10 +24,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "load.h"
+
 #define NS 1000000000LL
 #define MAX_CONNECTIONS 64
 #define MAX_SECONDS 7200
-#define ANSWER 4096
 
 /* Little-endian, 16 bytes; read by hack/demo/load.py. */
 struct record {
@@ -41,13 +39,11 @@ struct record {
 };
 _Static_assert(sizeof(struct record) == 16, "hack/demo/load.py reads 16 bytes");
 
-static struct { int port, connections, rate, seconds; const char *out; } options = {6379, 4, 100, 600, NULL};
+static struct { int port, connections, rate, seconds; const char *out; } options = {0, 4, 100, 600, NULL};
 static atomic_ulong requests, errors, wrong, reconnects, longest_us;
 static atomic_bool stop;
 static FILE *records;
 static pthread_mutex_t records_lock = PTHREAD_MUTEX_INITIALIZER;
-
-struct client { int number, fd; unsigned long turn, counter; long pfcount; char answer[ANSWER]; };
 
 static int64_t now(clockid_t clock)
 {
@@ -62,16 +58,17 @@ static void die(const char *what)
     exit(1);
 }
 
-static bool dial(struct client *c)
+bool dial(struct client *c)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(options.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    struct timeval patience = {.tv_sec = 10};
+    struct timeval patience = {.tv_sec = protocol.patience};
     int on = 1;
 
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    c->fd = socket(AF_INET, protocol.type | SOCK_CLOEXEC, 0);
     if (c->fd < 0)
         die("socket");
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    if (protocol.type == SOCK_STREAM)
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     if (connect(c->fd, (struct sockaddr *)&to, sizeof to) == 0)
         return true;
@@ -80,108 +77,15 @@ static bool dial(struct client *c)
     return false;
 }
 
-/* One answer of RESP: a line, or a bulk string with the line that gives its length. False when the connection is lost. */
-static bool receive(struct client *c)
+bool deliver(struct client *c, const void *data, size_t length)
 {
-    size_t have = 0, want = 0;
-
-    while (have < ANSWER - 1) {
-        ssize_t n = read(c->fd, c->answer + have, ANSWER - 1 - have);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return false;
-        have += n;
-        c->answer[have] = 0;
-        char *line_end = strstr(c->answer, "\r\n");
-        if (line_end && !want) {
-            long length = c->answer[0] == '$' ? strtol(c->answer + 1, NULL, 10) : -1;
-            want = line_end - c->answer + 2 + (length >= 0 ? length + 2 : 0);
-        }
-        if (want && have >= want)
-            return have == want; /* More than one answer to one question is wrong as well. */
-    }
-    return false;
-}
-
-__attribute__((format(printf, 2, 3))) static bool ask(struct client *c, const char *format, ...)
-{
-    char line[512];
-    va_list arguments;
-
-    va_start(arguments, format);
-    int length = vsnprintf(line, sizeof line, format, arguments);
-    va_end(arguments);
-    for (int sent = 0; sent < length;) {
-        ssize_t n = send(c->fd, line + sent, length - sent, MSG_NOSIGNAL);
-        if (n <= 0 && errno != EINTR)
+    for (size_t sent = 0; sent < length;) {
+        ssize_t n = send(c->fd, (const char *)data + sent, length - sent, MSG_NOSIGNAL);
+        if (n < 0 && errno != EINTR)
             return false;
         sent += n > 0 ? n : 0;
     }
-    return receive(c);
-}
-
-static bool answered(const struct client *c, const char *format, ...)
-{
-    char expected[512];
-    va_list arguments;
-
-    va_start(arguments, format);
-    vsnprintf(expected, sizeof expected, format, arguments);
-    va_end(arguments);
-    return strcmp(c->answer, expected) == 0;
-}
-
-/* The state that the checks rely on. */
-static bool prepare(struct client *c)
-{
-    c->counter = 0;
-    if (!ask(c, "DEL load:%d:n load:%d:a load:%d:b\r\n", c->number, c->number, c->number))
-        return false;
-    for (int i = 0; i < 50; i++)
-        if (!ask(c, "PFADD load:%d:%c e%d\r\n", c->number, i % 2 ? 'a' : 'b', i))
-            return false;
-    if (!ask(c, "PFCOUNT load:%d:a load:%d:b\r\n", c->number, c->number) || c->answer[0] != ':')
-        return false;
-    c->pfcount = strtol(c->answer + 1, NULL, 10);
     return true;
-}
-
-enum outcome { RIGHT, WRONG, LOST };
-
-static enum outcome request(struct client *c)
-{
-    unsigned long turn = c->turn++, round = turn / 4;
-    bool right = false;
-
-    switch (turn % 4) {
-    case 0:
-        if (!ask(c, "SET load:%d:v:%lu v%lu\r\n", c->number, round % 64, round))
-            return LOST;
-        right = answered(c, "+OK\r\n");
-        break;
-    case 1: {
-        char value[32];
-        int length = snprintf(value, sizeof value, "v%lu", round);
-        if (!ask(c, "GET load:%d:v:%lu\r\n", c->number, round % 64))
-            return LOST;
-        right = answered(c, "$%d\r\n%s\r\n", length, value);
-        break;
-    }
-    case 2:
-        if (!ask(c, "INCR load:%d:n\r\n", c->number))
-            return LOST;
-        right = answered(c, ":%lu\r\n", ++c->counter);
-        break;
-    case 3:
-        if (!ask(c, "PFCOUNT load:%d:a load:%d:b\r\n", c->number, c->number))
-            return LOST;
-        right = answered(c, ":%ld\r\n", c->pfcount);
-        break;
-    }
-    if (!right)
-        fprintf(stderr, "connection %d, turn %lu: unexpected answer %.*s\n", c->number, turn, (int)strcspn(c->answer, "\r\n"), c->answer);
-    return right ? RIGHT : WRONG;
 }
 
 static void note(const struct client *c, int64_t due_wall, int64_t latency, unsigned flags)
@@ -203,7 +107,7 @@ static void come_back(struct client *c)
     if (c->fd >= 0)
         close(c->fd);
     atomic_fetch_add(&reconnects, 1);
-    while (!atomic_load(&stop) && !(dial(c) && prepare(c))) {
+    while (!atomic_load(&stop) && !(dial(c) && protocol.prepare(c))) {
         if (c->fd >= 0)
             close(c->fd);
         usleep(100000);
@@ -223,9 +127,11 @@ static void *serve(void *argument)
         struct timespec until = {due / NS, due % NS};
         clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
         int64_t wall = now(CLOCK_REALTIME) - (now(CLOCK_MONOTONIC) - due);
-        enum outcome outcome = request(c);
+        enum outcome outcome = protocol.request(c);
         int64_t latency = now(CLOCK_MONOTONIC) - due;
         atomic_fetch_add(&requests, 1);
+        if (outcome == WRONG)
+            fprintf(stderr, "connection %d, turn %lu: unexpected answer %.*s\n", c->number, c->turn, (int)strcspn(c->answer, "\r\n"), c->answer);
         if (outcome != RIGHT)
             atomic_fetch_add(outcome == WRONG ? &wrong : &errors, 1);
         note(c, wall, latency, flags | (outcome != RIGHT));
@@ -266,7 +172,7 @@ static int number_within(const char *text, int most)
     char *end;
     long value = strtol(text, &end, 10);
     if (*end || value < 1 || value > most) {
-        fprintf(stderr, "redis-load: %s is not a number from 1 to %d\n", text, most);
+        fprintf(stderr, "%s-load: %s is not a number from 1 to %d\n", protocol.name, text, most);
         exit(2);
     }
     return (int)value;
@@ -286,7 +192,7 @@ static void read_options(int argc, char **argv)
         default: exit(2);
         }
     if (!options.out) {
-        fprintf(stderr, "redis-load: --out DIR is missing\n");
+        fprintf(stderr, "%s-load: --out DIR is missing\n", protocol.name);
         exit(2);
     }
 }
@@ -303,6 +209,7 @@ int main(int argc, char **argv)
     pthread_t threads[MAX_CONNECTIONS];
     char path[512];
 
+    options.port = protocol.port;
     read_options(argc, argv);
     signal(SIGTERM, on_signal);
     signal(SIGINT, on_signal);
@@ -312,9 +219,9 @@ int main(int argc, char **argv)
     for (int i = 0; i < options.connections; i++) {
         clients[i].number = i;
         /* The server may be a moment behind us at the start; that is no reconnect. */
-        for (int patience = 600; !(dial(&clients[i]) && prepare(&clients[i])); usleep(100000))
+        for (int patience = 600; !(dial(&clients[i]) && protocol.prepare(&clients[i])); usleep(100000))
             if (--patience == 0 || atomic_load(&stop)) {
-                fprintf(stderr, "redis-load: no Redis on port %d\n", options.port);
+                fprintf(stderr, "%s-load: no server on port %d\n", protocol.name, options.port);
                 return 1;
             }
     }
