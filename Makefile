@@ -59,12 +59,10 @@ prepare: install tools ## Build what the end-to-end tests and the demo need: ima
 	@$(PYTHON) -m hack.images >/dev/null
 	@$(BIN)/python -m hack.demo.bundle >/dev/null
 
-# All layers in one pytest run, so that its last line is the summary of everything. The cluster comes last: while it is
-# up, the other tests wait for processors.
-LAYERS := tests/unit tests/builder tests/engine tests/torture tests/operator tests/e2e
+# All layers in one pytest run, so that its last line is the summary of everything.
 .PHONY: test test-unit test-engine test-builder test-operator test-e2e
 test: prepare ## All tests, the end-to-end ones on a cluster of three nodes; stops what it started
-	@$(WITH_TOOLS) $(PYTEST) $(LAYERS)
+	@$(WITH_TOOLS) $(PYTEST) tests
 test-unit: install ## Tests without processes or clusters
 	@$(PYTEST) tests/unit
 test-engine: install ## Tests that patch real processes (root)
