@@ -12,6 +12,7 @@ from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
 from hack.images import build
 
+HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
@@ -33,6 +34,11 @@ def kubeconfig() -> Iterator[Path]:
 def kubectl(kubeconfig: Path) -> Kubectl:
     """Kubectl in the demo's namespace; podgraft is not installed yet."""
     return Kubectl(kubeconfig, on_cluster.NAMESPACE)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put these tests behind all others, which wait for processors while the cluster is up."""
+    items.sort(key=lambda item: item.path.is_relative_to(HERE))
 
 
 @pytest.hookimpl(hookwrapper=True)
