@@ -14,6 +14,7 @@ from hack.images import build
 
 HERE = Path(__file__).parent
 
+
 @pytest.fixture(scope="session")
 def kubeconfig() -> Iterator[Path]:
     """A cluster of three nodes with all images, and kubectl and helm on PATH."""
