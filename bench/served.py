@@ -1,6 +1,5 @@
 """The servers that are measured under load: how each is started, what asks it, and the fix that goes into it."""
 
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +52,6 @@ def _of_corpus(case_name: str, load: Path) -> Callable[[Path], Served]:
             raise BenchFailedError(f"{case_name} is no bundle: {built.reason} {built.detail}")
         network.enter()
         work.chmod(0o755)
-        os.chdir(work)
         command = ground.program.start(corpus.folder, work, ground.built, case.name)
         return Served(command, ground.program.port, load, str(ground.bundle), case.name.lower())
 
