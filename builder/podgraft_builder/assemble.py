@@ -173,7 +173,7 @@ class Assembly:
         return self._include(label, target.index), place.offset - bias
 
     def _runs(self, name: str) -> bool:
-        return any(not known.local for known in self.references.running.by_name.get(name, []))
+        return any(known.shared for known in self.references.running.by_name.get(name, []))
 
     def _string(self, target: Section, place: Place) -> tuple[int, int]:
         """Copy a string into the patch, once; all strings share one section of their alignment."""

@@ -218,33 +218,38 @@ class Comparison:
     def _correlate_statics(self) -> None:
         """Map what is left of the data symbols: by name, and numbered ones by the function that uses them."""
         old = {s.name: s for items in self.old.variables.values() for s in items}
+        new = [s for items in self.new.variables.values() for s in items]
         taken = set(self.old_of.values())
-        for items in self.new.variables.values():
-            for symbol in items:
-                match = old.get(symbol.name)
-                if symbol not in self.old_of and match is not None and base_name(symbol.name) == symbol.name:
-                    self.old_of[symbol] = match
-        for items in self.new.variables.values():
-            for symbol in items:
-                if symbol not in self.old_of and not self.new.sections[symbol.section or 0].constant:
-                    self._continue_static(symbol, [o for o in old.values() if o not in taken])
+        for symbol in new:
+            match = old.get(symbol.name)
+            if symbol not in self.old_of and match is not None and base_name(symbol.name) == symbol.name:
+                self.old_of[symbol] = match
+        left = [s for s in new if s not in self.old_of and not self.new.sections[s.section or 0].constant]
+        for name in sorted({base_name(s.name) for s in left if base_name(s.name) != s.name}):
+            candidates = [o for o in old.values() if o not in taken and base_name(o.name) == name != o.name]
+            if candidates:
+                self._continue_statics(name, [s for s in left if base_name(s.name) == name], candidates)
 
-    def _continue_static(self, symbol: Symbol, old: list[Symbol]) -> None:
-        """Find the old variable that a numbered static continues, by the function that declares it."""
-        name = base_name(symbol.name)
-        candidates = [o for o in old if base_name(o.name) == name != o.name]
-        if name == symbol.name or not candidates:
-            return
-        owner = self._new_owners.get(_place(symbol), "")
-        same = [c for c in candidates if self._old_owners.get(_place(c), "") == owner]
-        if len(same) == 1:
-            self.old_of[symbol] = same[0]
-        if len(same) > 1 or not owner:
+    def _continue_statics(self, name: str, new: list[Symbol], old: list[Symbol]) -> None:
+        """Find the old variables that numbered statics continue: by the function that declares them, or the line."""
+        for owner in sorted({self._new_owners.get(_place(s), "") for s in new}):
+            fresh = [s for s in new if self._new_owners.get(_place(s), "") == owner]
+            same = [s for s in old if self._old_owners.get(_place(s), "") == owner]
+            if not owner or len(fresh) > 1 or len(same) > 1:
+                self._continue_by_line(owner or name, fresh, same)
+            elif same:
+                self.old_of[fresh[0]] = same[0]
+
+    def _continue_by_line(self, owner: str, new: list[Symbol], old: list[Symbol]) -> None:
+        """Pair statics of one name in one function by their lines; where one came or went, lines prove nothing."""
+        before = {self._old_lines.get(_place(s), 0): s for s in old}
+        after = {self._new_lines.get(_place(s), 0): s for s in new}
+        if not len(before) == len(old) == len(new) or 0 in before or before.keys() != after.keys():
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,
-                f"{self.new.label}: {owner or name} has static variables named {name} in both builds:"
-                " which is which cannot be told",
+                f"{self.new.label}: {owner} has static variables of one name: which is which cannot be told",
             )
+        self.old_of.update({after[line]: symbol for line, symbol in before.items()})
 
     @cached_property
     def _old_owners(self) -> dict[tuple[int, int], str]:

@@ -63,7 +63,7 @@ class _Search:
             return known + function.start
         if function.local:
             return None
-        named = [n.address for name in function.aliases for n in self.running.by_name.get(name, []) if not n.local]
+        named = [n.address for name in function.aliases for n in self.running.by_name.get(name, []) if n.shared]
         learnt = [self.names[name] for name in function.aliases if name in self.names]
         return next((a for a in (*named, *learnt) if a in self.frames), None)
 

@@ -91,7 +91,7 @@ def check_new_definitions(subject: Subject) -> None:
     variables = [s.name for s in comparison.new_variables if s.bind == "STB_GLOBAL"]
     known = {name for f in comparison.old.functions.values() for name in f.aliases}
     for name in sorted(set(functions + variables) - known):
-        defined = [n for n in running.by_name.get(name, []) if not n.local]
+        defined = [n for n in running.by_name.get(name, []) if n.shared]
         if any(n.weak for n in defined) or (not defined and name in imported):
             detail = f"{subject.label}: a definition of {name} comes; the running binary has bound the name already"
             subject.verdict.refuse(Reason.WEAK_SYMBOL, detail, function=name)

@@ -61,7 +61,7 @@ class References:
                 f"install its debug file (below {DEBUG_FOLDER}), or name a copy with symbols (--running)",
             )
         # Another file's static of that name is never meant.
-        known = [n for n in self.running.by_name.get(name, []) if not n.local or n.hidden]
+        known = [n for n in self.running.by_name.get(name, []) if n.shared]
         defined = [n for n in known if not n.local] or known
         if kind in {reloc.R_TPOFF32, reloc.R_GOTTPOFF}:
             return self._thread_local(name, defined, kind)

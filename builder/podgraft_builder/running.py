@@ -33,8 +33,13 @@ class Named(NamedTuple):
     local: bool
     address: int
     size: int
-    hidden: bool = False  # local only because the linker made a hidden name so: other objects may mean it
+    hidden: bool = False
     weak: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Say whether other objects may mean this name: hidden ones are local only because the linker made them so."""
+        return self.hidden or not self.local
 
 
 class RunningBinary:
@@ -263,15 +268,17 @@ class RunningBinary:
 
 
 def _read_symbols(table: SymbolTableSection) -> list[Named]:
-    found, file = [], ""
+    found, file, forced = [], "", False
     for item in table.iter_symbols():
         kind, bind = item["st_info"]["type"], item["st_info"]["bind"]
         if kind == "STT_FILE":
-            file = item.name
+            # GNU ld drops the visibility of hidden names that it makes local, and puts them behind a file without a
+            # name, so that they do not seem to belong to the file before (bfd/elflink.c, bfd_elf_final_link).
+            file, forced = item.name, not item.name
         elif isinstance(item["st_shndx"], int) and item.name:
             local = bind == "STB_LOCAL"
             name = item.name.split("@", 1)[0]
-            hidden = item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
+            hidden = (local and forced) or item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
             where = file if local else ""
             address, size = item["st_value"], item["st_size"]
             found.append(Named(name, where, kind, local, address, size, hidden, bind in WEAK))

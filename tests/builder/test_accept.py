@@ -406,3 +406,56 @@ def test_archive_with_two_members_of_one_name(project: Any) -> None:
         ("y", "double cbrt(double);\nint y(int a) { return (int)cbrt(a) * 2; }\n"),
     ):
         assert names(project.build(old, {f"{name}/part.c": text})) == [name]
+
+
+def test_hidden_names_of_another_file(project: Any) -> None:
+    """What -fvisibility=hidden made local in the program is found by files that did not use it before."""
+    project.command = "gcc -O2 -fPIE -fvisibility=hidden -pie -rdynamic -Wl,-z,relro,-z,now -o prog main.c lib.c more.c"
+    more = "int table = 5;\nint far(int a) { return a * 3 + table++; }\n"
+    use = "extern int table;\nint far(int);\nint (*volatile kept)(int);\nint work(int a) { return a @; }\n"
+    outcome = project.build(
+        {"main.c": MAIN.replace("work(argc)", "work(argc) + far(argc)").replace("int work", "int far(int);int work")}
+        | {"lib.c": use.replace("@", "+ 1"), "more.c": "static int own = 9;\n" + more},
+        {"lib.c": use.replace("@", "+ far(a) + table++ + (kept = far)(a)")},
+    )
+    assert names(outcome) == ["work"]
+    assert references(outcome) | {"kept": ""} == {"far": "offset", "table": "offset", "kept": ""}
+    table = address(outcome.running, "table")
+    assert {r.offset for r in outcome.bundle.manifest.references if r.symbol == "table"} == {table}
+
+
+def test_hidden_inline_variable_stays_one(project: Any) -> None:
+    """An inline variable of C++ that hidden visibility made local in the program is not copied into the patch."""
+    project.command = "g++ -O2 -fPIE -fvisibility=hidden -pie -rdynamic -Wl,-z,now -o prog main.cc lib.cc more.cc"
+    header = "inline int counter = 3;\nint work(int), other(int);\n"
+    outcome = project.build(
+        {
+            "main.cc": '#include "s.h"\nint main(int c, char **) { return work(c) + other(c); }\n',
+            "lib.cc": '#include "s.h"\nint work(int a) { return a; }\n',
+            "more.cc": '#include "s.h"\nint other(int a) { return a + counter++; }\n',
+            "s.h": header,
+        },
+        {"lib.cc": '#include "s.h"\nint work(int a) { return a + counter++; }\n'},
+    )
+    assert references(outcome) == {"counter": "offset"}
+
+
+def test_statics_of_one_name_are_told_by_their_lines(project: Any, link: Any) -> None:
+    """Two statics of one name in one function are those of the same lines."""
+    text = """
+int work(int a) {
+    if (a > 5) {
+        static int n = 1;
+        n += 30;
+    } else {
+        static int n = 2;
+        n += 50;
+    }
+    return a @;
+}
+"""
+    outcome = project.build({"main.c": MAIN, "lib.c": text.replace(" @", "")}, {"lib.c": text.replace("@", "* 7")})
+    linked = link.link(outcome)
+    begin = {linked.running.read(n.address, 4): n.address for n in linked.running.symbols if n.name.startswith("n.")}
+    added = {i.immediate(1): i.memory_displacement for i in linked.instructions("work") if i.is_ip_rel_memory_operand}
+    assert added == {30: begin[(1).to_bytes(4, "little")], 50: begin[(2).to_bytes(4, "little")]}

@@ -329,3 +329,10 @@ def test_nothing_is_left_behind(project: Any) -> None:
     refused(project, *pair("int work(int a) { return a @ ; }\n", "+ 1", "+ nosuchname"))
     [kept] = [path for path in (project.folder / "cache").iterdir() if path.is_dir()]
     assert {path.name for path in kept.iterdir()} == {"bin", "kept", "kept.json", "new", "old", "plain"}
+
+
+def test_second_static_of_one_name(project: Any) -> None:
+    """A further static of a name in the same function never shares the memory of the first."""
+    text = "int work(int a) {\n    static int n = 1;\n    a += n++;\n@    return a;\n}\n"
+    error = refused(project, *pair(text, "", "    {\n        static int n = 1;\n        a *= n++;\n    }\n"))
+    assert error.reason is Reason.UNRESOLVED_REFERENCE
