@@ -65,6 +65,19 @@ class BundleRef(Model):
     chunks: Annotated[int, Field(ge=1, le=256, description="number of ConfigMaps that hold it")]
     name: Annotated[str, Field(description="name of the patch inside the process, needed for a revert")]
     build_id: Annotated[str, Field(description="build id of the module that is patched")]
+    replaces: Annotated[
+        tuple[str, ...],
+        Field(
+            max_length=64,
+            description="names of the patches that go when this one is in; left out where there are none",
+            exclude_if=lambda names: not names,
+        ),
+    ] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a revert has to take back: from a half-done replacement it leads to what was there before."""
+        return (self.name, *self.replaces)
 
 
 Points = Annotated[

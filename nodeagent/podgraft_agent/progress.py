@@ -109,10 +109,9 @@ class Progress:
         status = next((one for one in heard if isinstance(one, Status)), None)
         if status is None:
             return False
-        mine = [one for one in status.patches if one.name == bundle.name]
         if desired is Desired.REVERTED:
-            return not mine
-        return any(one.digest == bundle.digest and one.phase == "finalized" for one in mine)
+            return not any(one.name in bundle.names for one in status.patches)
+        return any(one.digest == bundle.digest and one.phase == "finalized" for one in status.patches)
 
     @property
     def migrated(self) -> int:

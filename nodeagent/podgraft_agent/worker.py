@@ -99,6 +99,10 @@ class Worker:
         """Do one engine run; return seconds until the next, 0 for none until poked, None when the process is gone."""
         try:
             outcome = await self._engine(goal)
+            for name in goal.bundle.replaces if goal.desired is Desired.REVERTED else ():
+                # A replacement that stopped half-way has led back to what it was to replace: that goes as well.
+                if outcome.code is ExitCode.DONE or _not_applied(outcome.trouble):
+                    outcome = await self._engine(goal, name)
         except (PodgraftError, ApiError, OSError, ValueError, *UNAVAILABLE) as error:
             return self._trouble(goal, error)
         trouble = outcome.trouble
@@ -122,7 +126,9 @@ class Worker:
             self.progress.broken(phase, trouble.reason, f"{trouble.detail}; {trouble.hint}")
         return self._backoff(MAX_TROUBLE_SECONDS)
 
-    async def _engine(self, goal: Goal) -> Outcome:
+    async def _engine(self, goal: Goal, name: str | None = None) -> Outcome:
+        """Run the engine once; name: of the patch to revert, where it is not the goal's own."""
+        patch = name or goal.bundle.name
         async with self._turn():
             if self._look_first and await self._is_so(goal):
                 return Outcome(ExitCode.DONE)
@@ -132,7 +138,7 @@ class Worker:
                 pid=self.found.pid,
                 start_time=self.found.start_time,
                 bundle=str(path) if path is not None else None,
-                name=goal.bundle.name if goal.desired is Desired.REVERTED else None,
+                name=patch if goal.desired is Desired.REVERTED else None,
                 # A short run frees its place for others of the node; the next one goes on where it stopped.
                 deadline=min(goal.deadline, LONGEST_RUN_SECONDS),
                 points=list(goal.points) if goal.desired is Desired.APPLIED else [],
@@ -146,7 +152,7 @@ class Worker:
         log.info(
             "engine run",
             op=request.op,
-            patch=goal.bundle.name,
+            patch=patch,
             exit=outcome.code.name,
             reason=outcome.trouble.reason if outcome.trouble else None,
             detail=outcome.trouble.detail if outcome.trouble else None,

@@ -43,7 +43,6 @@ class Resolved:
     ref: BundleRef
     info: BundleInfo
     functions: frozenset[int] = frozenset()
-    replaces: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,13 @@ class BundleStore:
         for index, chunk in enumerate(chunks):
             await self._create(_chunk(bundle.digest, index, chunk))
         manifest = bundle.manifest
-        ref = BundleRef(digest=bundle.digest, chunks=len(chunks), name=manifest.name, build_id=manifest.module.build_id)
+        ref = BundleRef(
+            digest=bundle.digest,
+            chunks=len(chunks),
+            name=manifest.name,
+            build_id=manifest.module.build_id,
+            replaces=tuple(manifest.replaces),
+        )
         info = BundleInfo(
             digest=bundle.digest,
             name=manifest.name,
@@ -160,7 +165,7 @@ class BundleStore:
             signed_by=keys,
         )
         functions = frozenset(one.entry.offset for one in manifest.functions)
-        return Resolved(ref, info, functions, frozenset(manifest.replaces))
+        return Resolved(ref, info, functions)
 
     async def _store_signatures(self, bundle: Bundle, keys: tuple[str, ...]) -> None:
         """Add the signatures of trusted keys to those that are stored; another LivePatch may bring others."""

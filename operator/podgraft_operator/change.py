@@ -152,7 +152,16 @@ def _refresh(wish: Wish, target: Target, placed: Placed) -> Change | None:
 
 
 def _exchange(wish: Wish, target: Target, placed: Placed) -> Change | None:
-    """Take the other bundle back, then ask for ours: never two of one LivePatch in a process."""
+    """Ask for our bundle where the other one is out, or is in and replaced by ours; else take the other one back."""
     if placed.item.desired is Desired.REVERTED:
         return _place(wish, target, placed) if settled(placed) else None
-    return None if target.blocked or not target.containers else _revert(placed)
+    if target.blocked or not target.containers:
+        return None
+    return _place(wish, target, placed) if _replaces(wish, target, placed) else _revert(placed)
+
+
+def _replaces(wish: Wish, target: Target, placed: Placed) -> bool:
+    """Return whether our bundle takes the place of the other one, so that the old code does not run in between."""
+    mine, other = wish.bundle, placed.item.bundle
+    same = mine is not None and mine.build_id == other.build_id and placed.item.containers == target.containers
+    return same and settled(placed) and mine is not None and other.name in mine.replaces

@@ -40,16 +40,21 @@ def claim(body: dict[str, Any], spec: LivePatchSpec, bundle: Resolved, *, wants:
 
 
 def clash(one: Resolved, other: Resolved) -> bool:
-    """Return whether two bundles cannot be in one process: a function in common, or one name for two contents."""
+    """Return whether two bundles cannot be in one process: a function or a name in common, or replaced by name."""
     if one.ref.digest == other.ref.digest or one.ref.build_id != other.ref.build_id:
         return False
-    return one.ref.name == other.ref.name or bool(one.functions & other.functions)
+    named = one.ref.name in other.ref.names or other.ref.name in one.ref.names
+    return named or bool(one.functions & other.functions)
 
 
 def goes_first(one: Claim, other: Claim) -> bool:
     """Return whether `one` comes before `other` where neither is in a pod."""
-    replaces, replaced = other.bundle.ref.name in one.bundle.replaces, one.bundle.ref.name in other.bundle.replaces
+    replaces, replaced = _replaces(one, other), _replaces(other, one)
     return replaces if replaces != replaced else one.age < other.age
+
+
+def _replaces(one: Claim, other: Claim) -> bool:
+    return other.bundle.ref.name in one.bundle.ref.replaces
 
 
 def arbitrate(

@@ -22,6 +22,7 @@ from stage import KEY, STRANGER, Cluster, make_graft, wait, write_trust
 from podgraft_api.nodepatch import signatures_name
 from podgraft_bundle.bundle import decode, read_bundle, save_bundle
 from podgraft_bundle.trust import key_id, sign
+from tests.torture.engines import run
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engine"))
 import forge
@@ -275,6 +276,64 @@ def test_agent_killed_in_the_middle(cluster: Cluster, target: Target, built: Pat
         cluster.api.delete(cluster.path("livepatches", "lp"))
         wait(cluster.gone, "reverted and gone")
     assert runs(target) == "old"
+
+
+@pytest.fixture(scope="module")
+def better(built: Path) -> bytes:
+    """The bundle that comes after the first one and replaces it; its functions answer with 3, not 2."""
+    forge.compile_object(TARGETS / "pairs_patch.c", built / "better.o", "-DVERSION=3")
+    out = built / "better.graft"
+    functions = ["left", "right", "linger"]
+    forge.forge(built / "pairs", built / "better.o", functions, out, name="better", replaces=["pairs-2"])
+    save_bundle(sign(read_bundle(out), KEY), out)
+    return out.read_bytes()
+
+
+def test_a_cumulative_bundle_takes_the_place_of_the_one_before(
+    cluster: Cluster, target: Target, built: Path, better: bytes, start_agent: StartAgent
+) -> None:
+    """An edit to a bundle that replaces the first one leads each thread over in one step, never by the original."""
+    add_pod(cluster, target)
+    cluster.add_config_map(better, "better")
+    with start_agent():
+        apply(cluster, built)
+        cluster.wait_condition("Ready", "Patched")
+        changes = target.tally()["changes"]
+        cluster.edit(bundle={"configMap": {"name": "better"}})
+        wait(lambda: cluster.live_patch()["status"].get("bundle", {}).get("name") == "better", "taken up")
+        cluster.wait_condition("Ready", "Patched", seconds=60)
+        target.tally()
+        time.sleep(0.5)
+        now = target.tally()
+        assert (now["changes"], now["seen"]) == (changes + 1, 1 << 3)
+        cluster.api.delete(cluster.path("livepatches", "lp"))
+        wait(cluster.gone, "reverted and gone")
+    assert runs(target) == "old"
+
+
+def test_a_replacement_that_stands_is_taken_back_as_a_whole(
+    cluster: Cluster, target: Target, built: Path, better: bytes, start_agent: StartAgent
+) -> None:
+    """A LivePatch that is deleted in the middle of a replacement leaves neither of the two patches."""
+    add_pod(cluster, target)
+    cluster.add_config_map(better, "better")
+    with start_agent():
+        apply(cluster, built, strategy={"threadDeadlineSeconds": 2})
+        cluster.wait_condition("Ready", "Patched")
+        target.ask("handle")
+        cluster.edit(bundle={"configMap": {"name": "better"}})
+        cluster.wait_condition("Reconciling", "WaitingForThreads", seconds=40)
+        cluster.api.delete(cluster.path("livepatches", "lp"))
+        wait(lambda: inside(target, built) == ["pairs-2"], "the first one is back", seconds=60)
+        target.ask("leave")
+        wait(lambda: inside(target, built) == [], "both are taken back", seconds=60)
+        assert runs(target) == "old"
+
+
+def inside(target: Target, folder: Path) -> list[str]:
+    """Return the patches that the process itself knows of."""
+    (event,) = run(folder, op="status", pid=target.child.pid).events
+    return [patch["name"] for patch in event["patches"]]
 
 
 def test_revert_is_not_forgotten_while_the_agent_is_away(

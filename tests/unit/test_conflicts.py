@@ -16,9 +16,9 @@ TARGET = Target("n", POD, (ContainerRef(name="redis", id="ab" * 32),), labels={"
 
 def resolved(name: str, *functions: int, build: str = "ab", replaces: tuple[str, ...] = ()) -> Resolved:
     digest = "sha256:" + name[0] * 64
-    ref = BundleRef(digest=digest, chunks=1, name=name, build_id=build * 20)
+    ref = BundleRef(digest=digest, chunks=1, name=name, build_id=build * 20, replaces=replaces)
     info = BundleInfo(digest=digest, name=name, version="1")
-    return Resolved(ref, info, frozenset(functions), frozenset(replaces))
+    return Resolved(ref, info, frozenset(functions))
 
 
 def claim(bundle: Resolved, second: int, containers: tuple[str, ...] = (), app: str = "redis") -> Claim:
@@ -46,11 +46,12 @@ A, B = claim(resolved("a", 1, 2), 1), claim(resolved("b", 2, 3), 2)
         (resolved("b", 3), False),
         (resolved("b", 2, build="cd"), False),
         (resolved("a", 2), False),
+        (resolved("b", 3, replaces=("a",)), True),
         (replace(resolved("b", 3), ref=resolved("b").ref.model_copy(update={"name": "a"})), True),
     ],
 )
 def test_clash(other: Resolved, expected: bool) -> None:
-    """Bundles clash by a function of the same build, or by one name; the same bundle twice is no clash."""
+    """Bundles clash by a function of the same build, or by name; the same bundle twice is no clash."""
     assert clash(A.bundle, other) is expected
     assert clash(other, A.bundle) is expected
 

@@ -22,8 +22,10 @@ from podgraft_operator.rollout import Plan, Standing, plan
 LP = LivePatchRef(namespace="shop", name="fix", uid="lp")
 
 
-def bundle(name: str) -> BundleRef:
-    return BundleRef(digest="sha256:" + name * 64, chunks=1, name=f"b-{name}", build_id="ab" * 20)
+def bundle(name: str, *replaces: str, build_id: str = "ab" * 20) -> BundleRef:
+    return BundleRef(
+        digest="sha256:" + name * 64, chunks=1, name=f"b-{name}", build_id=build_id, replaces=tuple(replaces)
+    )
 
 
 def target(number: int, restart: int = 0) -> Target:
@@ -123,6 +125,25 @@ def test_other_bundle_is_reverted_before_the_new_one_is_applied() -> None:
     change = plan(WISH, [one], [back], ALIVE).changes[0]
     assert change.item is not None
     assert (change.item.desired, change.item.bundle) == (Desired.APPLIED, WISH.bundle)
+
+
+@pytest.mark.parametrize(
+    ("phase", "containers", "build_id", "expected"),
+    [
+        (Phase.APPLIED, 0, "ab", "Applied"),
+        (Phase.APPLYING, 0, "ab", "Reverted"),
+        (Phase.REFUSED, 0, "ab", "Reverted"),
+        (Phase.APPLIED, 1, "ab", "Reverted"),
+        (Phase.APPLIED, 0, "cd", "Reverted"),
+    ],
+)
+def test_cumulative_bundle_takes_the_place_of_the_one_before(
+    phase: Phase, containers: int, build_id: str, expected: str
+) -> None:
+    """What a bundle replaces is not taken back first, if it is in whole, in the same containers and the same build."""
+    wish = replace(WISH, bundle=bundle("c", "b-b", build_id=build_id * 20))
+    one = target(0, restart=containers)
+    assert summary(plan(wish, [one], [placed(target(0), phase, name="b")], ALIVE)) == [("u0", expected)]
 
 
 def test_restarted_container_is_patched_again() -> None:

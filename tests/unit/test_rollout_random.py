@@ -21,7 +21,13 @@ from podgraft_operator.rollout import plan
 
 LP = LivePatchRef(namespace="shop", name="fix", uid="lp")
 QUERY = {"url": "http://prometheus", "query": "errors", "atMost": 1}
-BUNDLES = {name: BundleRef(digest="sha256:" + name * 64, chunks=1, name=name, build_id="ab" * 20) for name in "abc"}
+BUNDLES = {
+    # The third one takes the place of the first.
+    name: BundleRef(
+        digest="sha256:" + name * 64, chunks=1, name=name, build_id="ab" * 20, replaces=("a",) if name == "c" else ()
+    )
+    for name in "abc"
+}
 NAMES = {one.digest: name for name, one in BUNDLES.items()}
 STEPS: list[list[dict[str, Any]]] = [
     [],
@@ -49,10 +55,11 @@ class Fleet(RuleBasedStateMachine):
         self.items: dict[str, tuple[str, Item]] = {}
         self.reports: dict[str, ItemReport] = {}
         self.late: list[ItemReport] = []
-        # The world: pods, what really is in their processes (pod uid -> bundle name), nodes that do not answer.
+        # The world: pods, what really is in their processes (pod uid -> bundle names; two while
+        # one replaces the other), nodes that do not answer.
         self.pods: dict[str, Target] = {}
         self.selected: set[str] = set()
-        self.inside: dict[str, str] = {}
+        self.inside: dict[str, set[str]] = {}
         self.dead: set[str] = set()
         self.errors = 0.0
         self.version = 0
@@ -296,13 +303,36 @@ class Fleet(RuleBasedStateMachine):
         current = uid in self.pods and self.pods[uid].containers == item.containers
         phase = Phase.NOT_APPLICABLE
         if current and item.desired is Desired.APPLIED:
-            assert self.inside.get(uid, item.bundle.name) == item.bundle.name, "a second bundle beside the first"
-            self.inside[uid], phase = item.bundle.name, Phase.APPLIED
+            self.begin_to_apply(item)
+            self.inside[uid], phase = {item.bundle.name}, Phase.APPLIED
         elif current:
-            self.inside.pop(uid, None)
+            left = self.inside.pop(uid, set()) - {*item.bundle.names}
+            assert not left, "a bundle that nobody takes back"
             phase = Phase.REVERTED
         self.reports[key] = ItemReport(id=key, version=item.version, phase=phase)
         self.late.append(self.reports[key])
+
+    def begin_to_apply(self, item: Item) -> None:
+        """Both are in the process until the new one has taken the place of the old one, which must be whole."""
+        inside = self.inside.setdefault(item.pod.uid, set())
+        others = inside - {item.bundle.name}
+        assert others <= {*item.bundle.replaces}, "a second bundle beside the first"
+        assert item.bundle.name in inside or len(others) <= 1, "a bundle on top of one that is not in yet"
+        inside.add(item.bundle.name)
+
+    @precondition(lambda self: self.items)
+    @rule(data=st.data())
+    def half(self, data: st.DataObject) -> None:
+        """An agent is stopped in the middle of applying."""
+        key = data.draw(st.sampled_from(sorted(self.items)))
+        node, item = self.items[key]
+        uid = item.pod.uid
+        current = uid in self.pods and self.pods[uid].containers == item.containers
+        report = self.reports.get(key)
+        done = report is not None and report.version == item.version and report.phase is Phase.APPLIED
+        if node not in self.dead and current and item.desired is Desired.APPLIED and not done:
+            self.begin_to_apply(item)
+            self.reports[key] = ItemReport(id=key, version=item.version, phase=Phase.APPLYING)
 
     @precondition(lambda self: self.items)
     @rule(data=st.data(), phase=st.sampled_from([Phase.APPLYING, Phase.REFUSED, Phase.FAILED, Phase.PENDING]))
@@ -401,7 +431,9 @@ class Fleet(RuleBasedStateMachine):
         others = {name, self.named.name}
         self.edit(next(one for one in "abc" if one not in others), paused=True)
         self.sail(2 * len(self.pods) + 2, 5)
-        assert not taken_back or name not in self.inside.values(), "an edit made the operator forget a revert"
+        assert not taken_back or all(name not in one for one in self.inside.values()), (
+            "an edit made the operator forget a revert"
+        )
 
     @precondition(lambda self: not self.leaving)
     @rule(steps=st.sampled_from(STEPS[1:]))
@@ -449,7 +481,7 @@ class Fleet(RuleBasedStateMachine):
                 self.settle()
         wanted = set() if self.leaving else self.selected & self.pods.keys()
         name = self.bundle.name if self.bundle is not None else ""
-        assert self.inside == dict.fromkeys(wanted, name)
+        assert self.inside == {uid: {name} for uid in wanted}
         assert {item.pod.uid for _, item in self.items.values()} == wanted
         assert self.leaving or not wanted or (self.memory is not None and self.memory.complete)
 
