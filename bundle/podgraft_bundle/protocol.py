@@ -1,8 +1,8 @@
 """The engine protocol: one request as JSON on standard input, events as JSON lines on standard output."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from podgraft_bundle.errors import Reason
 from podgraft_bundle.manifest import HookKind
@@ -17,14 +17,21 @@ class Message(BaseModel):
 class Request(Message):
     """What the CLI or the agent asks of one engine process. deadline in seconds."""
 
-    op: Literal["check", "apply", "status", "revert"]
-    pid: Annotated[int, Field(gt=0)]
+    op: Literal["check", "apply", "status", "revert", "sites"]
+    pid: Annotated[int, Field(ge=0)] = 0
     start_time: int | None = Field(default=None, description="field 22 of /proc/PID/stat; guards against pid reuse")
-    bundle: str | None = Field(default=None, description="path of the .graft file (check, apply)")
+    bundle: str | None = Field(default=None, description="path of the .graft file (check, apply, sites)")
+    file: str | None = Field(default=None, description="the module as a file, in place of a process (sites)")
     name: str | None = Field(default=None, description="name of the patch in the process (revert)")
     skip_hooks: bool = Field(default=False, description="call no hook of the patch (revert)")
     deadline: Annotated[float, Field(gt=0, le=86400)] = 10.0
     points: list[str] = Field(default=[], max_length=16, description="functions declared points of quiescence (apply)")
+
+    @model_validator(mode="after")
+    def _is_about_something(self) -> Self:
+        if (self.file is not None) != (self.op == "sites") or bool(self.pid) == (self.op == "sites"):
+            raise ValueError("the request for sites names a file, every other one a process")
+        return self
 
 
 class Site(Message):
@@ -54,6 +61,14 @@ class Inspected(Message):
     build_id: str
     base: int
     threads: int
+    sites: list[Site] = []
+    problems: list[Problem] = []
+
+
+class Surveyed(Message):
+    """Where the functions of a bundle would be entered, as far as the file of the module tells."""
+
+    event: Literal["surveyed"] = "surveyed"
     sites: list[Site] = []
     problems: list[Problem] = []
 
@@ -181,6 +196,17 @@ class Failed(Message):
 
 
 Event = Annotated[
-    Inspected | Prepared | HookRan | Switched | Migrated | Waiting | Finalized | Reverted | Status | Refused | Failed,
+    Inspected
+    | Surveyed
+    | Prepared
+    | HookRan
+    | Switched
+    | Migrated
+    | Waiting
+    | Finalized
+    | Reverted
+    | Status
+    | Refused
+    | Failed,
     Field(discriminator="event"),
 ]

@@ -21,6 +21,7 @@ from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import CveId, Manifest, Name
 from podgraft_cli.page import write_page
+from podgraft_cli.rungs import NONE, Rungs, find_rungs
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -111,8 +112,9 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     built in place in the tree; else the command is run once more without any added flag, and that binary is kept
     beside the bundle as NAME.BINARY (for redis.graft and src/redis-server: redis.redis-server). Deploy that one.
 
-    A table explains each changed function: what made it change, how soon threads leave it, what speaks against it.
-    Which rung of the site ladder it gets depends on the process: podgraft check tells.
+    A table explains each changed function: what made it change, by which rung of the site ladder it will be entered,
+    how soon threads leave it, what speaks against it. The rung is that of the file as it is loaded usually; podgraft
+    check tells that of a process.
 
     The last line is `bundle FILE: N functions, M hazards overruled` or `refused: REASON`.
     """
@@ -123,13 +125,19 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
         source, patch, command, binary, output, running, name, version, cves, overruled, **below, hook_limit=hook_limit
     )
 
-    def show(explanation: Explanation) -> None:
+    def show(explanation: Explanation, rungs: Rungs = NONE) -> None:
         if html is not None:
-            write_page(html, patch.name, explanation)
+            write_page(html, patch.name, explanation, rungs)
         if not json:
-            _explain(explanation)
+            _explain(explanation, rungs)
 
-    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show)
+    def show_refused(explanation: Explanation) -> None:
+        if explanation.refusal is not None:
+            show(explanation)
+
+    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show_refused)
+    rungs = find_rungs(output, outcome.running)
+    show(outcome.explanation, rungs)
     manifest = outcome.bundle.manifest
     if json:
         print_json(
@@ -138,7 +146,8 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
                 "digest": outcome.bundle.digest,
                 "running": str(outcome.running),
                 "running_chosen": outcome.chosen,
-                "functions": [row.document() for row in outcome.explanation.rows],
+                "functions": [{**row.document(), "rung": rungs.of(row.function)} for row in outcome.explanation.rows],
+                "no_site": [problem.model_dump(mode="json") for problem in rungs.problems],
                 "hazards": [_hazard(hazard) for hazard in outcome.explanation.hazards],
                 "overruled": manifest.overruled,
                 "hooks": [hook.model_dump(mode="json") for hook in manifest.hooks],
@@ -241,20 +250,26 @@ def _signatures(content: Bundle) -> str:
     return f"by key {keys} (not checked here: podgraft verify)" if keys else "none"
 
 
-def _explain(explanation: Explanation) -> None:
+def _explain(explanation: Explanation, rungs: Rungs = NONE) -> None:
     """Print a table of the changed functions and a list of what speaks against the patch."""
     if explanation.rows:
-        head = ("object", "function", "because of", "differs in", "old", "new", "threads leave", "hazards")
-        table = Table(*head, box=None)
+        head = ("object", "function", "because of", "differs in", "old", "new", "site", "threads leave", "hazards")
+        table = Table(box=None)
+        for name in head:
+            table.add_column(name, no_wrap=name == "site")
         for row in explanation.rows:
             hazards = ", ".join(dict.fromkeys(hazard.reason for hazard in row.hazards)) or "-"
             words = (row.object, row.function, row.cause or "-", row.why, str(row.old_size), str(row.new_size))
-            table.add_row(*(escape(word) for word in (*words, row.outlook, hazards)))
+            table.add_row(*(escape(word) for word in (*words, rungs.of(row.function), row.outlook, hazards)))
         out.print(table)
     for hazard in explanation.hazards:
         out.print(f"{hazard.state}: {hazard.reason}: {hazard.detail}", soft_wrap=True, markup=False)
     for text in explanation.grounds:
         out.print(f"safe: {text}", soft_wrap=True, markup=False)
+    for problem in rungs.problems:
+        out.print(f"warning: apply will refuse it: {problem.reason}: {problem.detail}", soft_wrap=True, markup=False)
+    if rungs.unknown is not None:
+        out.print(f"sites are not known: {rungs.unknown}", soft_wrap=True, markup=False)
 
 
 def _hazard(hazard: Hazard) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Talk to podgraft-engine: one request, then its events as they come."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,13 @@ from podgraft_bundle.errors import ExitCode, PodgraftError, Reason
 from podgraft_bundle.protocol import Event, Request
 
 _EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def installed() -> Path | None:
+    """Return the engine: the one beside this interpreter, else that of PATH."""
+    beside = Path(sys.executable).parent / "podgraft-engine"
+    found = None if beside.exists() else shutil.which("podgraft-engine")
+    return beside if beside.exists() else Path(found) if found else None
 
 
 class EngineRun:
@@ -25,14 +33,10 @@ class EngineRun:
         self.exit_code = ExitCode.FAILED
 
     def __iter__(self) -> Iterator[Event]:
-        engine = Path(sys.executable).parent / "podgraft-engine"
-        try:
-            child = subprocess.Popen(
-                [engine if engine.exists() else "podgraft-engine"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-        except FileNotFoundError:
-            raise PodgraftError(Reason.INTERNAL, "podgraft-engine is not installed beside podgraft") from None
-        with child:
+        engine = installed()
+        if engine is None:
+            raise PodgraftError(Reason.INTERNAL, "podgraft-engine is not installed beside podgraft")
+        with subprocess.Popen([engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
             if child.stdin is None or child.stdout is None:
                 raise PodgraftError(Reason.INTERNAL, "the engine has no pipes")
             child.stdin.write(self._request.model_dump_json().encode())

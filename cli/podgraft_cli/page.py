@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from podgraft_builder.explain import Explanation, Row
+from podgraft_cli.rungs import NONE, Rungs
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #1f2328 }
@@ -22,15 +23,15 @@ td.number, th.number { text-align: right }
   .refused { color: #ff938a } .overruled, .warning { color: #e3b341 }
 }
 """
-_HEAD = ("object", "function", "because of", "differs in", "old", "new", "threads leave", "hazards")
+_HEAD = ("object", "function", "because of", "differs in", "old", "new", "site", "threads leave", "hazards")
 
 
-def write_page(path: Path, title: str, explanation: Explanation) -> None:
+def write_page(path: Path, title: str, explanation: Explanation, rungs: Rungs = NONE) -> None:
     """Write the page. Raises OSError as opening the file does."""
-    path.write_text("\n".join(_page(title, explanation)) + "\n", encoding="utf-8")
+    path.write_text("\n".join(_page(title, explanation, rungs)) + "\n", encoding="utf-8")
 
 
-def _page(title: str, explanation: Explanation) -> Iterator[str]:
+def _page(title: str, explanation: Explanation, rungs: Rungs) -> Iterator[str]:
     yield f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>podgraft: {escape(title)}</title>'
     yield f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head><body>'
     yield f"<h1>{escape(title)}</h1>"
@@ -41,13 +42,17 @@ def _page(title: str, explanation: Explanation) -> Iterator[str]:
     yield "<table><thead><tr>" + "".join(_cell("th", name, name in {"old", "new"}) for name in _HEAD)
     yield "</tr></thead><tbody>"
     for number, row in enumerate(explanation.rows):
-        yield _summary(number, row)
+        yield _summary(number, row, rungs.of(row.function))
     yield "</tbody></table>"
     if explanation.hazards:
         yield "<h2>What speaks against it</h2><ul>"
         for hazard in explanation.hazards:
             yield f'<li class="{hazard.state}">{hazard.state}: {hazard.reason}: {escape(hazard.detail)}'
             yield f"({escape(hazard.hint)})</li>"
+        yield "</ul>"
+    if rungs.problems:
+        yield "<h2>What apply will refuse</h2><ul>"
+        yield from (f"<li>{problem.reason}: {escape(problem.detail)}</li>" for problem in rungs.problems)
         yield "</ul>"
     if explanation.grounds:
         yield "<h2>Why it may be applied</h2><ul>"
@@ -61,13 +66,13 @@ def _page(title: str, explanation: Explanation) -> Iterator[str]:
     yield "</body></html>"
 
 
-def _summary(number: int, row: Row) -> str:
+def _summary(number: int, row: Row, rung: str) -> str:
     hazards = ", ".join(dict.fromkeys(hazard.reason for hazard in row.hazards)) or "-"
     link = f'<td><a href="#f{number}">{escape(row.function)}</a></td>'
     before = _cell("td", row.object)
     middle = _cell("td", row.cause or "-") + _cell("td", row.why)
     sizes = _cell("td", str(row.old_size), number=True) + _cell("td", str(row.new_size), number=True)
-    return f"<tr>{before}{link}{middle}{sizes}{_cell('td', row.outlook)}{_cell('td', hazards)}</tr>"
+    return f"<tr>{before}{link}{middle}{sizes}{_cell('td', rung)}{_cell('td', row.outlook)}{_cell('td', hazards)}</tr>"
 
 
 def _cell(tag: str, text: str, number: bool = False) -> str:

@@ -56,6 +56,13 @@ def main() -> None:
 def serve(request: Request) -> ExitCode:
     """Do what is asked, emit events, and return the exit code."""
     try:
+        if request.file is not None:
+            # Not at the start: every other engine would pay for it.
+            from podgraft_engine.survey import sites_of  # noqa: PLC0415
+
+            surveyed = sites_of(_bundle(request), Path(request.file))
+            emit(surveyed)
+            return ExitCode.REFUSED if surveyed.problems else ExitCode.DONE
         process = Process(request.pid, request.start_time)
         if request.op == "status":
             emit(status(process))

@@ -7,6 +7,7 @@ conditional jump leads to them. Each function is looked at as if it alone were p
 """
 
 import argparse
+import hashlib
 import random
 import re
 import struct
@@ -20,7 +21,11 @@ from typing import Any, BinaryIO, Final
 
 from iced_x86 import FlowControl
 
+from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
+from podgraft_bundle.manifest import Range
+from podgraft_bundle.protocol import Problem, Surveyed
+from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.holes import Holes
 from podgraft_engine.code.puns import NEAR_JUMP, Pun
 from podgraft_engine.code.sites import RUNGS, Site, choose_site
@@ -71,6 +76,7 @@ class Surroundings:
         self.memory = _Segments([(self.module.bias + load["p_vaddr"], load.data()) for load in loads])
         holes = Holes(self.module, self.memory, set())
         self.holes, self.padding, self.is_free = holes.near, holes.behind, holes.is_free
+        self._take = holes.take
 
     def has_room(self, pun: Pun) -> bool:
         """Look for room in the picture of the address space that is described above."""
@@ -82,6 +88,22 @@ class Surroundings:
             return self.memory.read(address, size)
         except PodgraftError:
             return None
+
+    def take(self, site: Site) -> None:
+        """Give a site to a function: no other one gets its bytes, nor its room for trampolines."""
+        for claim in site.claims():
+            self._take(*claim)
+        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, TRAMPOLINES)
+        if room:
+            page = room // PAGE * PAGE
+            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
+
+    def old_code(self, old: Range) -> bytes:
+        """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""
+        code = self.read(self.module.bias + old.offset, old.size)
+        if code is None or hashlib.sha256(code).hexdigest() != old.sha256:
+            raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} of the file differs from the code in the bundle")
+        return code
 
     def functions(self) -> list[tuple[int, int]]:
         """Return start and end of each function, at run-time addresses."""
@@ -150,6 +172,34 @@ def survey(path: Path, most: int) -> Result:
                 result.looked_at += 1
                 _look(result, around, start, end)
     return result
+
+
+def sites_of(bundle: Bundle, path: Path) -> Surveyed:
+    """Choose a site for each function of a bundle in the file of its module, in the order of the bundle.
+
+    Raises:
+        Refusal: MODULE_NOT_MAPPED for a file with another build id.
+    """
+    found = Surveyed()
+    with path.open("rb") as stream:
+        around = Surroundings(stream, str(path))
+        wanted, bias = bundle.manifest.module.build_id, around.module.bias
+        if around.module.build_id != wanted:
+            raise Refusal(Reason.MODULE_NOT_MAPPED, f"build id {wanted} is wanted, {path} has {around.module.build_id}")
+        for function in bundle.manifest.functions:
+            entry = function.entry
+            try:
+                code = around.old_code(entry)
+                parts = [(bias + part.offset, around.old_code(part)) for part in function.parts]
+                site = choose_site(entry.symbol, bias + entry.offset, code, parts, around)
+            except Refusal as refusal:
+                found.problems.append(Problem(reason=refusal.reason, detail=refusal.detail, hint=refusal.hint))
+                continue
+            around.take(site)
+            found.sites.append(
+                SiteReport(function=entry.symbol, address=site.address - bias, rung=site.rung, length=site.length)
+            )
+    return found
 
 
 def _look(result: Result, around: Surroundings, start: int, end: int) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 from podgraft_builder.explain import Explanation, Row
 from podgraft_builder.verdict import Hazard
 from podgraft_bundle.errors import Reason, Refusal
+from podgraft_bundle.protocol import Problem
 from podgraft_cli.page import _page
+from podgraft_cli.rungs import Rungs
 
 PODGRAFT = Path(sys.executable).with_name("podgraft")
 MAIN = "int work(int);\nint main(int argc, char **argv) { (void)argv; return work(argc); }\n"
@@ -36,6 +38,8 @@ def test_build_and_inspect(project: Any) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"bundle {project.folder}/fix.graft: 1 functions, 0 hazards overruled"
     assert (project.folder / "fix.prog").read_bytes()[:4] == b"\x7fELF"
+    # Two instructions, and no padding behind them.
+    assert "warning: apply will refuse it: NoPatchSite: work" in done.stdout
     shown = run("inspect", project.folder / "fix.graft")
     assert all(word in shown.stdout for word in ("my-fix 3", "CVE-2025-32023", "work", "sha256:"))
     manifest = json.loads(run("inspect", "--json", project.folder / "fix.graft").stdout)
@@ -113,9 +117,10 @@ def test_page_escapes_everything() -> None:
     hazard = Hazard(Reason.NEVER_QUIESCENT, evil, evil, evil, "warning")
     row = Row(evil, evil, evil, evil, 1, 2, evil, (hazard,), (evil,), (evil + "2",))
     refusal = Refusal(Reason.CHANGED_DATA, evil, evil)
-    text = "".join(_page(evil, Explanation((row,), (hazard,), refusal)))
+    rungs = Rungs({evil: evil}, (Problem(reason=Reason.NO_PATCH_SITE, detail=evil, hint=evil),))
+    text = "".join(_page(evil, Explanation((row,), (hazard,), refusal), rungs))
     assert "<script" not in text
-    assert text.count("&lt;script&gt;") >= 12
+    assert text.count("&lt;script&gt;") >= 14
 
 
 def test_machine_readable(project: Any) -> None:
@@ -126,5 +131,7 @@ def test_machine_readable(project: Any) -> None:
     rows = {row["function"]: row for row in document["functions"]}
     assert rows["outer"]["cause"] == "inlines part"
     assert rows["outer"]["outlook"] == "soon: returns"
+    assert {row["rung"].partition("-")[0] for row in rows.values()} == {"jmp"}
+    assert document["no_site"] == []
     assert rows["work"]["hazards"] == ["overruled: NeverQuiescent"]
     assert [hazard["state"] for hazard in document["hazards"]] == ["overruled"]

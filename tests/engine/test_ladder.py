@@ -61,6 +61,19 @@ def test_every_rung_is_taken_where_it_is_meant_to_be(ladder: Path, climber: Targ
     assert {name: rung or taken[name] for name, rung in RUNGS.items()} == taken
 
 
+def test_the_file_tells_the_same_rungs_as_the_process(ladder: Path, climber: Target) -> None:
+    """What a builder learns from the file is what the process gets, and a file of another build tells nothing."""
+    bundle = str(ladder / "ladder.graft")
+    process = engine(climber.pid, op="check", bundle=bundle).last
+    answer = engine(0, op="sites", bundle=bundle, file=str(ladder / "ladder"))
+    assert (answer.code, answer.last["problems"]) == (0, [])
+    assert {s["function"]: s["rung"] for s in answer.last["sites"]} == {
+        s["function"]: s["rung"] for s in process["sites"]
+    }
+    assert {s["address"] + process["base"] for s in answer.last["sites"]} == {s["address"] for s in process["sites"]}
+    assert engine(0, op="sites", bundle=bundle, file="/bin/sh").last["reason"] == "ModuleNotMapped"
+
+
 def test_every_rung_is_patched_and_reverted_under_load(ladder: Path, climber: Target) -> None:
     """No call of fifteen functions on four pages gives a wrong answer; a cycle changes a thread's version twice."""
     before, threads = climber.text(), climber.tids()

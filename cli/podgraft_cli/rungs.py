@@ -1,0 +1,44 @@
+"""Where the functions of a new bundle will be entered: the engine is asked, as its own program."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from podgraft_bundle.protocol import Failed, Problem, Refused, Request, Surveyed
+from podgraft_cli.engine import EngineRun, installed
+
+
+@dataclass(frozen=True)
+class Rungs:
+    """Rungs of the site ladder by function, what speaks against others, and why there may be none at all."""
+
+    by_function: dict[str, str]
+    problems: tuple[Problem, ...] = ()
+    unknown: str | None = None
+
+    def of(self, function: str) -> str:
+        """Return the rung of a function; those of static functions of one name, if they differ."""
+        return self.by_function.get(function, "-")
+
+
+NONE = Rungs({})
+
+
+def find_rungs(bundle: Path, binary: Path) -> Rungs:
+    """Ask the engine which rung each function of a bundle gets in the file of its module.
+
+    Raises:
+        PodgraftError: INTERNAL when the engine speaks another protocol.
+    """
+    if installed() is None:
+        return Rungs({}, unknown="podgraft-engine is not installed beside podgraft")
+    found: dict[str, list[str]] = defaultdict(list)
+    problems: list[Problem] = []
+    for event in EngineRun(Request(op="sites", bundle=str(bundle), file=str(binary))):
+        if isinstance(event, Surveyed):
+            problems += event.problems
+            for site in event.sites:
+                found[site.function].append(site.rung)
+        elif isinstance(event, Refused | Failed):
+            return Rungs({}, unknown=f"{event.reason}: {event.detail}")
+    return Rungs({name: "/".join(dict.fromkeys(rungs)) for name, rungs in found.items()}, tuple(problems))
