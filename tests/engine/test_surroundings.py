@@ -423,6 +423,24 @@ def test_any_call_for_memory_may_fail(odd_program: Path, monkeypatch: pytest.Mon
     assert n > 20
 
 
+def test_no_room_near_the_code_is_a_refusal(odd: Target) -> None:
+    """New code must lie within 2 GiB of the old one."""
+    assert odd.ask("fill") == "0"
+    with untouched(odd):
+        is_refused(apply(odd), "NoRoomNearby", "within")
+
+
+def test_no_room_near_the_c_library_only_takes_the_wake_up_points(odd: Target) -> None:
+    """Threads are held instead."""
+    text = odd.text()
+    assert odd.ask("fill-libc") == "0"
+    applied = apply(odd)
+    assert applied.code == 0, applied
+    assert {e["how"] for e in applied.of("migrated")} == {"sleeping"}
+    assert engine(odd.pid, op="revert", name=NAME).code == 0
+    assert odd.text() == text
+
+
 # Text of unusual kinds
 
 

@@ -4,6 +4,8 @@
  *   copy       the code moves to anonymous memory that asks for huge pages, as some servers do
  *   collapse   the code's pages in the file's cache become huge ones
  *   lock       all memory, now and later, stays resident (mlockall)
+ *   fill       no address within 2 GiB of the code is free any more
+ *   fill-libc  the same for the C library
  *   crowd N    maps memory until the kernel refuses, then unmaps N pieces
  *   spread     unmaps them all
  * Compiled with -DBIG there is room for a huge page around the code. */
@@ -65,6 +67,26 @@ static int copy(unsigned long start, unsigned long size)
 	return mremap(at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, start) == MAP_FAILED ? -1 : 0;
 }
 
+static int fill(unsigned long middle)
+{
+	unsigned long start = 0, end = 0, low = middle - (3UL << 30), high = middle + (3UL << 30);
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE, filled = 0;
+	char line[512];
+	FILE *maps = fopen("/proc/self/maps", "r");
+	if (!maps)
+		return -1;
+	do {
+		if (!fgets(line, sizeof line, maps) || sscanf(line, "%lx-%lx", &start, &end) != 2)
+			start = end = high;
+		if (low < start && low < high)
+			filled += mmap((void *)low, (start < high ? start : high) - low, PROT_NONE, flags, -1, 0) != MAP_FAILED;
+		if (low < end)
+			low = end;
+	} while (low < high);
+	fclose(maps);
+	return filled ? 0 : -1;
+}
+
 /* neighbours differ in protection, so that each is a mapping of its own */
 static int crowd(int left_over)
 {
@@ -93,7 +115,7 @@ static char *next_command(char *line, int size, FILE *from)
 {
 	unsigned long start = 0, end = 0;
 	while (fgets(line, size, from)) {
-		code(!strncmp(line, "seal-libc", 9) ? (void *)getpid : (void *)left, &start, &end);
+		code(strstr(line, "-libc") ? (void *)getpid : (void *)left, &start, &end);
 		int result;
 		if (!strncmp(line, "seal", 4))
 			result = (int)syscall(SYS_mseal, start, end - start, 0);
@@ -103,6 +125,8 @@ static char *next_command(char *line, int size, FILE *from)
 			result = madvise((void *)((start + HUGE - 1) & -HUGE), HUGE, MADV_COLLAPSE);
 		else if (!strncmp(line, "lock", 4))
 			result = mlockall(MCL_CURRENT | MCL_FUTURE);
+		else if (!strncmp(line, "fill", 4))
+			result = fill(start);
 		else if (!strncmp(line, "crowd", 5))
 			result = crowd(atoi(line + 5));
 		else if (!strncmp(line, "spread", 6))

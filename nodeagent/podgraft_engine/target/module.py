@@ -58,6 +58,11 @@ class Module:
             for at in (bias + t.p_vaddr, bias + t.p_vaddr + t.p_filesz - 1)
         )
 
+    @property
+    def middle(self) -> int:
+        """The address that our memory should lie near."""
+        return (self.mappings[0].start + self.mappings[-1].end) // 2
+
     @cached_property
     def eh_frame(self) -> EhFrame | None:
         """The unwind information of the file, None when it has none."""
