@@ -78,6 +78,9 @@ class Reason(StrEnum):
     NO_PATCH_SITE = "NoPatchSite"
     ALREADY_TRACED = "AlreadyTraced"
     PAGE_CHANGED_BY_OTHERS = "PageChangedByOthers"
+    TEXT_SEALED = "TextSealed"
+    TARGET_FROZEN = "TargetFrozen"
+    RESOURCE_LIMIT = "ResourceLimit"
     GS_BASE_IN_USE = "GsBaseInUse"
     EXCEPTION_TABLE = "ExceptionTable"
     NO_FSGSBASE = "NoFsgsbase"
@@ -161,6 +164,9 @@ HINTS: dict[Reason, str] = {
     Reason.NO_PATCH_SITE: "no safe place for a jump was found in this function; patch a caller instead",
     Reason.ALREADY_TRACED: "end the debugger or tracer of this process, then try again",
     Reason.PAGE_CHANGED_BY_OTHERS: "a breakpoint, uprobe or another patcher changed this page; remove it first",
+    Reason.TEXT_SEALED: "a program that seals its code (mseal) cannot be live-patched",
+    Reason.TARGET_FROZEN: "thaw its control group (docker unpause, cgroup.freeze), then try again",
+    Reason.RESOURCE_LIMIT: "raise the limit that is named, or free some of what it counts, then try again",
     Reason.GS_BASE_IN_USE: "the program uses the GS base register itself; it cannot be live-patched",
     Reason.NO_FSGSBASE: "the kernel or CPU does not offer FSGSBASE to programs (kernel >= 5.9)",
     Reason.KERNEL_TOO_OLD: "kernel 5.13 or newer is needed for mremap(DONTUNMAP) of file mappings",

@@ -14,17 +14,22 @@ from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import ARENA, Reference
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
-from podgraft_engine.code.linker import check_object
+from podgraft_engine.code.linker import Image, check_object
 from podgraft_engine.code.sites import Site
+from podgraft_engine.code.stubs import SITE_ROOM
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.layers import Layers
 from podgraft_engine.patched.state import State, read_state
 from podgraft_engine.runtime import RUNTIME, check_exceptions, find_lookup
 from podgraft_engine.sitefinder import SiteFinder, functions_of
+from podgraft_engine.target.awake import check_awake
+from podgraft_engine.target.layout import ARENA_SIZE, PAGE, gap_near
+from podgraft_engine.target.limits import check_limits, needs_of
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
 from podgraft_engine.target.proc import AT_HWCAP2, HWCAP2_FSGSBASE, Process
+from podgraft_engine.target.seals import check_seals
 
 _OLDEST_KERNEL: Final = (5, 13)
 
@@ -54,6 +59,12 @@ class Findings:
     replaced: list[int] = field(default_factory=list)
     dropped: list[Site] = field(default_factory=list)
 
+    @property
+    def pages(self) -> set[int]:
+        """The pages of text that will be switched."""
+        claims = [claim for site in (*self.sites, *self.dropped) for claim in site.claims()]
+        return {page for at, size in claims for page in (at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE)}
+
 
 def open_target(process: Process) -> Target:
     """Read maps, modules, and our own state if there is any.
@@ -74,6 +85,7 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
         lambda: _check_manifest(bundle),
         lambda: _check_kernel(target.process),
         lambda: _check_threads(target.process),
+        lambda: check_awake(target.process),
         lambda: _check_home(target),
         lambda: _check_points(target, bundle, points),
     ]
@@ -102,7 +114,29 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
             check_object(bundle.object, bundle.manifest.references, findings.values, symbols, at)
         except Refusal as refusal:
             findings.problems.append(refusal)
+    if not findings.problems:
+        try:
+            _check_room(target, bundle, findings)
+        except Refusal as refusal:
+            findings.problems.append(refusal)
     return findings
+
+
+def _check_room(target: Target, bundle: Bundle, findings: Findings) -> None:
+    """Refuse where the process has no room for us, or keeps us from its text."""
+    pages = findings.pages
+    arena = any(reference.kind == "arena" for reference in bundle.manifest.references)
+    check_limits(target.process, needs_of(len(pages), len(bundle.object), ARENA_SIZE if arena else 0))
+    check_seals(target.process, pages)
+    # A patch that was here before has its place.
+    known = target.state is not None and any(p.digest == bundle.digest for p in target.state.document.patches)
+    if findings.module is not None and not known:
+        stubs = SITE_ROOM * (len(findings.sites) + len(findings.dropped))
+        gap_near(
+            target.process.maps(),
+            findings.module.middle,
+            Image(bundle.object, bundle.manifest.references, stubs).size,
+        )
 
 
 def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list[str]) -> None:

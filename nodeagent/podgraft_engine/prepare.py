@@ -70,8 +70,7 @@ def _prepare_somewhere(target: Target, state: State, helper: Helper, findings: F
         raise PodgraftError(Reason.INTERNAL, "a process with problems must not be prepared")
     image = Image(bundle.object, bundle.manifest.references, SITE_ROOM * len(sites))
     maps = target.process.maps()
-    middle = (module.mappings[0].start + module.mappings[-1].end) // 2
-    area = gap_near(maps, middle, image.size)
+    area = gap_near(maps, module.middle, image.size)
     linked = image.link(area, findings.values)
     far = _Trampolines([*maps, Mapping(area, area + image.size, "r-xp", 0, "", 0, "")])
     record = _record(bundle, findings, module, linked, far)

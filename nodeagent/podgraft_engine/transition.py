@@ -19,6 +19,7 @@ from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
 from podgraft_engine.helper.carrier import Borrowed, check_filters, choose, obtain_helper
 from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import is_sealed
 from podgraft_engine.hooks.hooks import Hooks, failed, prepared_by_hook, renew, skip, wait_for_hook
 from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.patched.layers import code_of_replaced, lying_below, lying_over
@@ -35,8 +36,12 @@ from podgraft_engine.patched.state import (
 )
 from podgraft_engine.prepare import discard, links_of, prepare, release_workspace, reserve_workspace
 from podgraft_engine.steps import Step, reached
+from podgraft_engine.target.awake import check_awake
 from podgraft_engine.target.ehframe import EhFrame
+from podgraft_engine.target.limits import Needs, check_memory
+from podgraft_engine.target.module import find_module
 from podgraft_engine.target.proc import Process
+from podgraft_engine.target.seals import sealed
 from podgraft_engine.target.tracer import NotHeld, holds
 from podgraft_engine.threads.drain import Looker, drained
 from podgraft_engine.threads.migration import Emit, Migration, Tally
@@ -72,6 +77,8 @@ class Transition:
         """
         record = self._known(bundle)
         if record is not None and record.phase == "finalized" and self._is_intact(record):
+            # A second copy that was loaded since is not patched.
+            find_module(self._target.modules, bundle.manifest.module.build_id, bundle.manifest.module.name)
             self._say_finalized(record, Tally())
             return
         if record is not None and points and any(site.reentrant for site in record.sites):
@@ -188,6 +195,9 @@ class Transition:
         if self._borrowed is None:
             self._try_filters()
             self._enter()
+        for page in sorted(findings.pages):
+            if is_sealed(self._helper, page):
+                raise sealed(page)
         state = self._open_state
         self._hooks.provide(bundle, findings)
         for stale in [p for p in state.document.patches if p.phase in BEFORE_SWITCH]:
@@ -254,6 +264,8 @@ class Transition:
     def _enter(self) -> None:
         """Block, helper, state, and what an engine before us left half done."""
         target = self._target
+        check_awake(self._process)
+        check_memory(self._process, Needs())
         if target.block is None:
             target.block = block.place(self._process, target.memory)
         # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.

@@ -24,16 +24,16 @@ HEADER = Path(__file__).parents[2] / "builder" / "podgraft_builder" / "include"
 CFLAGS = ["-O2", "-g", "-fPIE", "-Wall", "-pthread"]
 
 
-def compile_program(source: Path, out: Path, *flags: str) -> Path:
+def compile_program(source: Path, out: Path, *flags: str, compiler: str = "gcc") -> Path:
     """Compile a target program."""
-    subprocess.run(["gcc", *CFLAGS, *flags, "-o", out, source], check=True)
+    subprocess.run([compiler, *CFLAGS, *flags, "-o", out, source], check=True)
     return out
 
 
-def compile_object(source: Path, out: Path, *flags: str) -> Path:
+def compile_object(source: Path, out: Path, *flags: str, compiler: str = "gcc") -> Path:
     """Compile the new functions into a relocatable."""
     subprocess.run(
-        ["gcc", *CFLAGS, "-ffunction-sections", "-idirafter", HEADER, *flags, "-c", "-o", out, source], check=True
+        [compiler, *CFLAGS, "-ffunction-sections", "-idirafter", HEADER, *flags, "-c", "-o", out, source], check=True
     )
     return out
 

@@ -1,5 +1,6 @@
 """Programs that are awkward, and processes that lie about what is in them."""
 
+import json
 import struct
 import time
 import zlib
@@ -95,6 +96,31 @@ def test_a_forged_state_is_a_clear_error(target: Target, bundle: str, body: byte
     answer = engine(target.pid, op="apply", bundle=bundle)
     assert answer.last["reason"] == "ForeignState", answer
     assert target.report()["wrong"] == 0
+
+
+def test_a_state_of_another_version_is_a_clear_error(target: Target, bundle: str) -> None:
+    """As of an older engine that patched this process: it is not even read."""
+    assert engine(target.pid, op="apply", bundle=bundle).code == 0
+    process = Process(target.pid)
+    memory = Memory(process)
+    root = block.find(process, memory).root()
+    assert root is not None
+    version = struct.unpack("<Q", memory.read(root[0] + 8, 8))[0]
+    memory.write(root[0] + 8, struct.pack("<Q", version - 1))
+    for request in ({"op": "apply", "bundle": bundle}, {"op": "revert", "name": NAME}, {"op": "status"}):
+        answer = engine(target.pid, **request)
+        assert answer.last["reason"] == "ForeignState", answer
+        assert f"version {version - 1}" in answer.last["detail"]
+    memory.write(root[0] + 8, struct.pack("<Q", version))
+    assert engine(target.pid, op="revert", name=NAME).code == 0
+
+
+def test_the_form_of_the_state_belongs_to_its_version() -> None:
+    """Whoever changes the form raises the version, and then the number here."""
+    schema = state_module.Document.model_json_schema()
+    parts = {name: part["properties"] for name, part in schema["$defs"].items() if "properties" in part}
+    form = zlib.crc32(json.dumps([schema["properties"], parts], sort_keys=True).encode())
+    assert (state_module.VERSION, form) == (2, 0x28ECA026)
 
 
 def test_a_damaged_root_is_a_clear_error(target: Target, bundle: str) -> None:

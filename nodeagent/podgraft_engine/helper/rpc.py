@@ -27,6 +27,10 @@ class PlaceTakenError(PodgraftError):
     """The program mapped something where the memory map had shown a gap: choose another place."""
 
 
+class NotMovedError(PodgraftError):
+    """The kernel did not move a page: nothing has changed."""
+
+
 def try_map_fixed(helper: Helper, address: int, size: int, protection: int) -> bool:
     """Map anonymous private memory at exactly this address; False when something is there."""
     flags = _PRIVATE_ANONYMOUS | _FIXED_NOREPLACE
@@ -72,9 +76,18 @@ def move_page(helper: Helper, source: int, target: int) -> None:
     flags = _MREMAP_MAYMOVE_FIXED | _MREMAP_DONTUNMAP
     result = helper.call(syscalls.MREMAP, source, PAGE, PAGE, flags, target)
     if result != target:
-        raise _failed("mremap", source, PAGE, result)
+        error = _failed("mremap", source, PAGE, result)
+        raise NotMovedError(error.reason, error.detail)
+
+
+def is_sealed(helper: Helper, page: int) -> bool:
+    """Tell whether a page of text is sealed (mseal(2)): to ask for the protection that it has changes nothing."""
+    return helper.call(syscalls.MPROTECT, page, PAGE, PROT_RX) == -errno.EPERM
 
 
 def _failed(call: str, address: int, size: int, result: int) -> PodgraftError:
     name = os.strerror(-result) if -4096 < result < 0 else f"answered {result:#x}"
-    return PodgraftError(Reason.NO_ROOM_NEARBY, f"{call} of {size} bytes at {address:#x} in the target: {name}")
+    # mlockall(2) has mmap answer EAGAIN.
+    at_limit = result in (-errno.ENOMEM, -errno.EAGAIN)
+    reason = Reason.RESOURCE_LIMIT if at_limit else Reason.NO_ROOM_NEARBY
+    return PodgraftError(reason, f"{call} of {size} bytes at {address:#x} in the target: {name}")

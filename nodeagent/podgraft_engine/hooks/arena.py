@@ -2,19 +2,15 @@
 """The shadow memory of a process: one arena for all its patches, in the layout of podgraft.h; it outlives them."""
 
 import struct
-from typing import Final
 
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.helper.mailbox import Helper
 from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, protect, try_map_fixed
 from podgraft_engine.patched.state import NEAR, State
 from podgraft_engine.steps import Step, reached
-from podgraft_engine.target.layout import gap_near
+from podgraft_engine.target.layout import ARENA_SIZE, gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
-
-# Address space; pages become resident when they are used.
-ARENA_SIZE: Final = 64 * 2**20
 
 
 def make_arena(process: Process, memory: Memory, helper: Helper, state: State) -> int:

@@ -23,7 +23,8 @@ from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 
 MAGIC: Final = b"PODGSTAT"
-VERSION: Final = 1
+# To be raised with every change of Document: an engine of another version must not read it.
+VERSION: Final = 2
 COPY_SIZE: Final = 256 * 1024
 MAPPING_SIZE: Final = PAGE + 2 * COPY_SIZE
 NEAR: Final = 2**46

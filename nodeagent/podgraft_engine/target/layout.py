@@ -12,6 +12,8 @@ GUARD: Final = 16 * PAGE
 HEAP_ROOM: Final = 2**34
 LOWEST: Final = 0x10000
 HIGHEST: Final = 2**47 - PAGE
+# For shadow variables; pages become resident when they are used.
+ARENA_SIZE: Final = 64 * 2**20
 
 
 def pages(size: int) -> int:

@@ -24,22 +24,44 @@ _SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
 
 
 class Module:
-    """One mapped file. bias: what is added to a link-time virtual address."""
+    """One mapped file. bias: what is added to a link-time virtual address. copies: how often it is loaded (dlmopen)."""
 
-    def __init__(self, stream: BinaryIO, mappings: list[Mapping]) -> None:
+    def __init__(self, stream: BinaryIO, mappings: list[Mapping], copy: int = 0) -> None:
+        """Read the file. mappings: all of it, in order of address. copy: which of several is meant."""
         self._stream = stream
         self.elf = ELFFile(stream)
         self.build_id = read_build_id(stream)
         loads = [segment.header for segment in self.elf.iter_segments("PT_LOAD")]
-        base = next(m for m in mappings if m.offset == loads[0].p_offset // PAGE * PAGE)
+        self._texts = [load for load in loads if load["p_flags"] & 1]
+        bases = [m for m in mappings if m.offset == loads[0].p_offset // PAGE * PAGE]
+        # A program may map its own file once more to read symbols from it.
+        loaded = [m for m in bases if self._runs_at(m.start - loads[0].p_vaddr // PAGE * PAGE, mappings)]
+        self.copies = len(loaded)
+        base = (loaded or bases)[copy]
         self.bias = base.start - loads[0].p_vaddr // PAGE * PAGE
         # Page clones of ours map the same file at other places.
-        self._texts = [load for load in loads if load["p_flags"] & 1]
         places = [(load.p_vaddr // PAGE - load.p_offset // PAGE) * PAGE for load in loads]
         self.mappings = [m for m in mappings if m.start - self.bias - m.offset in places]
         self.path = base.path
         self._ranges: dict[str, list[tuple[int, int]]] = {}
         self.name = self.path.removesuffix(" (deleted)").rsplit("/", 1)[-1]
+
+    def _runs_at(self, bias: int, mappings: list[Mapping]) -> bool:
+        """Tell whether the first and the last page of all code are mapped executable with this bias."""
+        code = [m for m in mappings if "x" in m.perms]
+        return all(
+            any(
+                m.start <= at < m.end and m.start - m.offset == bias + (t.p_vaddr - t.p_offset) // PAGE * PAGE
+                for m in code
+            )
+            for t in self._texts
+            for at in (bias + t.p_vaddr, bias + t.p_vaddr + t.p_filesz - 1)
+        )
+
+    @property
+    def middle(self) -> int:
+        """The address that our memory should lie near."""
+        return (self.mappings[0].start + self.mappings[-1].end) // 2
 
     @cached_property
     def eh_frame(self) -> EhFrame | None:
@@ -177,7 +199,7 @@ def _version_fits(versions: Any, definitions: Any, index: int, wanted: str | Non
 
 
 def modules_of(process: Process) -> list[Module]:
-    """Return every ELF file that is mapped executable, opened through map_files: the very inode, also when deleted."""
+    """Return every ELF file that is loaded, once for each copy; map_files has the very inode, also when deleted."""
     groups: dict[tuple[str, int, str], list[Mapping]] = {}
     for mapping in process.maps():
         if mapping.inode and mapping.path.startswith("/"):
@@ -185,9 +207,9 @@ def modules_of(process: Process) -> list[Module]:
     result = []
     for mappings in groups.values():
         if any("x" in m.perms for m in mappings) and any(m.offset == 0 for m in mappings):
-            module = _open(process, mappings)
-            if module is not None:
-                result.append(module)
+            first = _open(process, mappings, 0)
+            others = [_open(process, mappings, copy) for copy in range(1, first.copies)] if first else []
+            result += [module for module in (first, *others) if module is not None]
     return result
 
 
@@ -199,15 +221,16 @@ def find_module(modules: list[Module], build_id: str, name: str) -> Module:
     """
     found = [m for m in modules if m.build_id == build_id]
     if len(found) > 1:
-        raise Refusal(Reason.UNSUPPORTED_TARGET, f"{name} is mapped {len(found)} times")
+        detail = f"{name} is loaded {len(found)} times, and only one copy can be patched"
+        raise Refusal(Reason.UNSUPPORTED_TARGET, detail)
     if found:
         return found[0]
     others = [f"{m.name} has build id {m.build_id}" for m in modules if m.name == name]
-    detail = "; ".join(others) or f"the process maps no {name}"
+    detail = "; ".join(others) or f"the process maps no code of {name}"
     raise Refusal(Reason.MODULE_NOT_MAPPED, f"build id {build_id} ({name}) is wanted, {detail}")
 
 
-def _open(process: Process, mappings: list[Mapping]) -> Module | None:
+def _open(process: Process, mappings: list[Mapping], copy: int) -> Module | None:
     first = min(mappings, key=lambda m: m.start)
     path = f"/proc/{process.living_thread()}/map_files/{first.start:x}-{first.end:x}"
     try:
@@ -217,7 +240,7 @@ def _open(process: Process, mappings: list[Mapping]) -> Module | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     try:
-        return Module(stream, sorted(mappings, key=lambda m: m.start))
+        return Module(stream, sorted(mappings, key=lambda m: m.start), copy)
     except (ELFError, StopIteration, ValueError, IndexError, KeyError, OverflowError):
         stream.close()
         return None

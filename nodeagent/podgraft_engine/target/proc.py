@@ -2,6 +2,8 @@
 """What /proc tells of a process and its threads, read without touching them (proc(5))."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -176,6 +178,24 @@ class Process:
         if numbers[0] == -1:
             return SleepState(-1, (), numbers[1], numbers[2])
         return SleepState(numbers[0], tuple(numbers[1:7]), numbers[7], numbers[8])
+
+    def wait_channel(self, tid: int) -> str:
+        """Return the kernel's function in which a thread sleeps (proc(5), wchan), "0" when that is not told."""
+        return self._read(tid, "wchan")
+
+    def limit(self, name: str) -> int | None:
+        """Return the soft limit of that name in /proc/PID/limits; None when there is none."""
+        for line in self._read(self.living_thread(), "limits").splitlines():
+            if line.startswith(name):
+                value = line.removeprefix(name).split()[0]
+                return int(value) if value.isdigit() else None
+        return None
+
+    def smaps(self) -> Iterator[bytes]:
+        """Yield the lines of /proc/PID/smaps; a mapping is looked at by the kernel when its lines are asked for."""
+        path = self.root / "task" / str(self.living_thread()) / "smaps"
+        with suppress(FileNotFoundError, ProcessLookupError), path.open("rb", buffering=512) as lines:
+            yield from lines
 
     def cpu_seconds(self, tid: int) -> float | None:
         """Return how long a thread has had a processor; None when the kernel does not tell (proc(5), schedstat)."""

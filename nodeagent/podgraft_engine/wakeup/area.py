@@ -5,6 +5,7 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
+from podgraft_bundle.errors import Refusal
 from podgraft_engine.code.stubs import near_jump
 from podgraft_engine.code.wakepoints import WakePoint
 from podgraft_engine.helper.mailbox import Helper
@@ -117,12 +118,8 @@ def open_area(process: Process, memory: Memory, helper: Helper, state: State, mo
     known = next((w for w in state.document.wake if (w.base, w.device, w.inode) == key), None)
     if known is not None:
         return Area(memory, helper, state, known)
-    middle = (first.start + module.mappings[-1].end) // 2
-    for _ in range(PLACES_TO_TRY):
-        start = gap_near(process.maps(), middle, AREA_SIZE)
-        if try_map_fixed(helper, start, AREA_SIZE, PROT_NONE):
-            break
-    else:
+    start = _map_near(process, helper, module)
+    if start is None:
         return None
     reached(Step.WAKE_AREA_MAPPED)
     protect(helper, start, CODE_SIZE, PROT_RX)
@@ -140,3 +137,14 @@ def open_area(process: Process, memory: Memory, helper: Helper, state: State, mo
     state.document.wake.append(record)
     state.commit()
     return Area(memory, helper, state, record)
+
+
+def _map_near(process: Process, helper: Helper, module: Module) -> int | None:
+    for _ in range(PLACES_TO_TRY):
+        try:
+            start = gap_near(process.maps(), module.middle, AREA_SIZE)
+        except Refusal:
+            return None  # what is near the program is enough for the patch; threads are held instead
+        if try_map_fixed(helper, start, AREA_SIZE, PROT_NONE):
+            return start
+    return None

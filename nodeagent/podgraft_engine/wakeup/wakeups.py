@@ -11,6 +11,7 @@ from typing import Final
 
 from podgraft_engine.code.wakepoints import NEVER, WakePoint, WakePoints
 from podgraft_engine.helper.mailbox import Helper
+from podgraft_engine.helper.rpc import NotMovedError
 from podgraft_engine.inspection import Target
 from podgraft_engine.patched.pages import Pages, compose
 from podgraft_engine.patched.state import CodeRange, State
@@ -71,7 +72,7 @@ class Wakeups:
         sleepers = (self._process.sleeping_in(tid) for tid in self._process.threads()[:SAMPLE])
         places = [sleep.pc for sleep in sleepers if sleep is not None] + [point.address for point in declared]
         found = map(self._finder.module_at, places)
-        modules = {m.path: m for m in found if m is not None} | {m.path: m for m in self._target.modules if m.is_glibc}
+        modules = {m.bias: m for m in found if m is not None} | {m.bias: m for m in self._target.modules if m.is_glibc}
         for module in modules.values():
             area = open_area(self._process, self._memory, self._helper, self._state, module)
             if area is not None and all(known.record is not area.record for known in self._areas):
@@ -152,12 +153,20 @@ class Wakeups:
         if not area.add(point, declared=declared):
             return False
         self._publish(area, self._goal)
-        if point.address not in area.record.armed:
+        fresh = point.address not in area.record.armed
+        if fresh:
             area.record.armed.append(point.address)
             self._state.commit()
             reached(Step.POINT_WANTED)
         page = point.address // PAGE * PAGE
-        self._pages.switch(page, compose(self._state.document, page))
+        try:
+            self._pages.switch(page, compose(self._state.document, page))
+        except NotMovedError:
+            # Sealed, or at a limit: threads can be held instead.
+            if fresh:
+                area.record.armed.remove(point.address)
+                self._state.commit()
+            return False
         return True
 
     @cached_property
