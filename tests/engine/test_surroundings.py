@@ -50,12 +50,13 @@ def apply(target: Target, **more: object) -> EngineAnswer:
     return engine(target.pid, op="apply", bundle=str(target.program.parent / "bundle.graft"), **more)
 
 
-def works(target: Target, text: bytes | None = None, tids: list[int] | None = None) -> None:
-    """Patch and revert: all threads move, nothing is left in the text."""
+def works(target: Target, text: bytes | None = None, tids: list[int] | None = None, *, begun: bool = False) -> None:
+    """Patch and revert: all threads move, but for those that moved when it was begun; nothing is left in the text."""
     text, tids = text or target.text(), tids or target.tids()
     applied = apply(target)
     assert applied.code == 0, applied
-    assert sorted(e["tid"] for e in applied.of("migrated")) == tids
+    moved = sorted(e["tid"] for e in applied.of("migrated"))
+    assert moved == tids or (begun and set(moved) < set(tids))
     new_from_now_on(target)
     reverted = engine(target.pid, op="revert", name=NAME)
     assert reverted.code == 0, reverted
@@ -345,7 +346,7 @@ def test_a_process_that_may_make_no_thread(odd_program: Path, tmp_path: Path) ->
 
 def test_a_process_that_has_all_mappings_it_may_have_is_refused(odd: Target) -> None:
     """vm.max_map_count, and what the program gives back of it."""
-    for left in (*range(9), 60):
+    for left in (0, 2, 5, 8, 60):
         assert int(odd.ask(f"crowd {left}")) > 1000
         with untouched(odd):
             is_refused(apply(odd), "ResourceLimit", "max_map_count")
@@ -353,7 +354,7 @@ def test_a_process_that_has_all_mappings_it_may_have_is_refused(odd: Target) -> 
     works(odd)
 
 
-@pytest.mark.parametrize("left", [0, 2, 4, 6, 8, 11, 14, 18])
+@pytest.mark.parametrize("left", [0, 4, 8, 14, 18])
 def test_mappings_that_run_out_in_the_middle(odd: Target, monkeypatch: pytest.MonkeyPatch, left: int) -> None:
     """The program maps memory between our look and our work: wherever that ends, nothing breaks and it can go on."""
     text, tids = odd.text(), odd.tids()
@@ -365,7 +366,7 @@ def test_mappings_that_run_out_in_the_middle(odd: Target, monkeypatch: pytest.Mo
     assert (report["wrong"], report["eintr"]) == (0, 0)
     assert report["changes"] <= 1
     assert odd.ask("spread") == "0"
-    works(odd, text, tids)  # the helper of the first attempt is still there
+    works(odd, text, tids, begun=first != 0)  # the helper of the first attempt is still there
 
 
 def request_of(target: Target, **more: object) -> Request:
