@@ -130,7 +130,7 @@ def test_a_straggler_is_named_while_the_others_migrate(shop: Kubectl, held: str)
     assert "redis-server" in shown
 
 
-@pytest.mark.parametrize("held", [1], indirect=True)
+@pytest.mark.parametrize("held", [1], indirect=True, ids=["maxParallel: 1"])
 def test_one_pod_at_a_time_and_pause(shop: Kubectl, held: str) -> None:
     """With maxParallel: 1 a held pod keeps the others waiting; paused, it is finished, and they wait until resumed."""
     until("a straggler", lambda: straggler(shop, held), 60)
@@ -142,7 +142,7 @@ def test_one_pod_at_a_time_and_pause(shop: Kubectl, held: str) -> None:
     edit(shop, '{"paused": false}')
 
 
-@pytest.mark.parametrize("held", [1], indirect=True)
+@pytest.mark.parametrize("held", [1], indirect=True, ids=["maxParallel: 1"])
 def test_the_strategy_is_changed_in_the_middle(shop: Kubectl, held: str) -> None:
     """A larger maxParallel lets the other pods begin while the first is still held."""
     until("a straggler", lambda: straggler(shop, held), 60)

@@ -1,6 +1,7 @@
 """The chart is upgraded, rolled back and uninstalled while patches are in place and clients go on."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hack.cluster import kind
 from hack.cluster.layout import NODES
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
+from hack.fleet.ledger import Ledger
 from hack.fleet.shop import PATCH, Server, Shop
 from hack.fleet.system import System
 from hack.fleet.waiting import until
@@ -40,6 +42,22 @@ def patched(shop: Shop) -> dict[str, Server]:
     shop.patch()
     until("a whole rollout", lambda: is_done(shop))
     return shop.servers()
+
+
+@pytest.fixture(autouse=True)
+def clients(shop: Shop) -> Iterator[None]:
+    """Afterwards no client of a server that was there before, and still is, has met an error."""
+    ledger, before = Ledger(), shop.servers()
+    ledger.collect()
+    ledger.failures.clear()
+    requests, wrong = ledger.requests, ledger.wrong
+    yield
+    time.sleep(0.5)  # generators write five times a second
+    ledger.collect()
+    stayed = before.keys() & shop.servers().keys()
+    assert {name: due for name, due in ledger.failures.items() if name in stayed} == {}
+    assert ledger.wrong == wrong
+    assert ledger.requests > requests
 
 
 def is_done(shop: Shop, pods: int = 3) -> bool:
