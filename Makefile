@@ -75,7 +75,8 @@ test-e2e: prepare ## Tests on the three-node cluster
 	@$(WITH_TOOLS) $(PYTEST) tests/e2e
 
 .PHONY: e2e
-e2e: prepare ## Everything that can be tested on the three-node cluster, with a list and times (about 25 min; ONLY=name)
+e2e: prepare ## Everything that can be tested on the three-node cluster, with a list and times (about 40 min; ONLY=name)
+	@hack/install-packages libfaketime
 	@$(WITH_TOOLS) $(PYTEST) tests/e2e -m cluster $(if $(ONLY),-k $(ONLY))
 
 .PHONY: chaos

@@ -22,6 +22,7 @@ def ensure() -> dict[str, Path]:
     """
     source = redis.prepare()
     patch = cache() / "demo" / f"{SECOND}.patch"
+    patch.parent.mkdir(exist_ok=True)
     patch.write_text(source.fix.read_text() + _echo(source.tree / "src" / "server.c"))
     return {FIRST: bundle.ensure(), SECOND: bundle.build(source, SECOND, patch)}
 

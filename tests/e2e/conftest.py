@@ -44,9 +44,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Keep a test's sentence with its report."""
+    """Keep a test's sentence with its report, and which of several it is."""
     outcome: Any = yield
-    outcome.get_result().sentence = (item.obj.__doc__ or item.name).strip().partition("\n")[0]
+    which = getattr(item, "callspec", None)
+    sentence = (item.obj.__doc__ or item.name).strip().partition("\n")[0]
+    outcome.get_result().sentence = sentence + (f" [{which.id}]" if which is not None else "")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

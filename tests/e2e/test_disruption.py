@@ -3,22 +3,22 @@
 import difflib
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hack.demo import bundle, on_cluster
-from hack.demo.kubernetes import Kubectl
+from hack.demo.kubernetes import Json, Kubectl
 from hack.demo.on_cluster import Pods
+from hack.fleet.system import System
+from hack.fleet.waiting import until
 from hack.sources import redis
 from hack.tools import cache
 
 pytestmark = pytest.mark.cluster
 NAME = "redis-call"
 SLEEP_SECONDS = 25
-Json = dict[str, Any]
 
 LIVE_PATCH = f"""
 apiVersion: podgraft.dev/v1alpha1
@@ -28,7 +28,7 @@ spec:
   bundle: {{configMap: {{name: {NAME}, key: bundle.graft}}}}
   selector: {{matchLabels: {{app: redis}}}}
   containers: [redis]
-  strategy: {{maxParallel: 100%, threadDeadlineSeconds: 3}}
+  strategy: {{maxParallel: %s, threadDeadlineSeconds: 3}}
 """
 
 
@@ -59,20 +59,28 @@ def shop(kubectl: Kubectl) -> Iterator[Kubectl]:
     kubectl.run("delete", "namespace", on_cluster.NAMESPACE, "--timeout=120s")
 
 
+@pytest.fixture(scope="module")
+def system(shop: Kubectl) -> System:
+    return System(shop.kubeconfig)
+
+
 @pytest.fixture
-def held(shop: Kubectl) -> Iterator[str]:
-    """Apply the LivePatch while one pod's main thread sleeps inside DEBUG; yield the pod's name, delete the patch."""
+def held(shop: Kubectl, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Apply the LivePatch while one pod's main thread sleeps inside DEBUG; yield the pod's name, delete the patch.
+
+    It is the pod that is patched first. The parameter is maxParallel, all pods if there is none.
+    """
     pod = next(one["metadata"]["name"] for one in Pods(shop).describe() if not one["metadata"].get("deletionTimestamp"))
     before = Pods(shop).identities()
     words = ("exec", pod, "--container=redis", "--", "redis-cli", "DEBUG", "SLEEP", str(SLEEP_SECONDS))
     sleeper = subprocess.Popen(shop._words(words), stdout=subprocess.PIPE)
     time.sleep(1)
-    shop.run("apply", "-f", "-", stdin=LIVE_PATCH.encode())
+    shop.run("apply", "-f", "-", stdin=(LIVE_PATCH % getattr(request, "param", "100%")).encode())
     try:
         yield pod
         shop.run("wait", "--for=condition=Ready", f"livepatch/{NAME}", "--timeout=90s")
-        summary = live_patch(shop)["status"]["summary"]
-        assert (summary["patched"], summary["threads"]) == ("3/3", "21/21")
+        done = summary(shop)
+        assert (done["patched"], done["threads"]) == ("3/3", "21/21")
         assert sleeper.communicate(timeout=60)[0].strip() == b"OK"
     finally:
         shop.run("delete", "livepatch", NAME, "--timeout=120s")
@@ -84,15 +92,19 @@ def live_patch(kubectl: Kubectl) -> Json:
     return kubectl.json("get", "livepatch", NAME)
 
 
-def until(what: str, ask: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Ask until there is an answer."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        answer = ask()
-        if answer:
-            return answer
-        time.sleep(0.3)
-    raise AssertionError(f"in {seconds} s not seen: {what}")
+def summary(kubectl: Kubectl) -> Json:
+    found: Json = live_patch(kubectl)["status"]["summary"]
+    return found
+
+
+def begun(kubectl: Kubectl) -> set[str]:
+    """Return the pods that agents have been asked about."""
+    items = (item for one in kubectl.json("get", "nodepatches")["items"] for item in one["spec"]["items"])
+    return {item["pod"]["name"] for item in items}
+
+
+def edit(kubectl: Kubectl, spec: str) -> None:
+    kubectl.run("patch", "livepatch", NAME, "--type=merge", "-p", f'{{"spec": {spec}}}')
 
 
 def straggler(kubectl: Kubectl, pod: str) -> Json | None:
@@ -101,47 +113,63 @@ def straggler(kubectl: Kubectl, pod: str) -> Json | None:
     return next((one for one in named if one["pod"] == pod), None)
 
 
-def system_pod(kubectl: Kubectl, component: str, node: str | None = None) -> Json | None:
-    """Return the pod of the operator, or of the agent of a node; None between an old one and a new one."""
-    system = Kubectl(kubectl.kubeconfig, on_cluster.SYSTEM)
-    pods = system.json("get", "pods", f"--selector=app.kubernetes.io/component={component}")["items"]
-    alive = (p["metadata"] for p in pods if "deletionTimestamp" not in p["metadata"])
-    nodes = {p["metadata"]["name"]: p["spec"].get("nodeName") for p in pods}
-    return next((metadata for metadata in alive if node in (None, nodes[metadata["name"]])), None)
-
-
 def node_of(kubectl: Kubectl, pod: str) -> str:
     return str(kubectl.json("get", "pod", pod)["spec"]["nodeName"])
 
 
 def test_a_straggler_is_named_while_the_others_migrate(shop: Kubectl, held: str) -> None:
     """The status says who, where and in which call; the two other pods are done, and six of the seven threads."""
-    one = until("a straggler", lambda: straggler(shop, held))
+    one = until("a straggler", lambda: straggler(shop, held), 60)
+    assert one is not None
     assert one["function"] == "call"
     assert one["name"] == "redis-server"
     assert one["syscall"] in {"nanosleep", "clock_nanosleep", "restart_syscall"}
     assert one["tid"] > 0
-    until("20 of 21 threads", lambda: live_patch(shop)["status"]["summary"]["threads"] == "20/21")
+    until("20 of 21 threads", lambda: summary(shop)["threads"] == "20/21", 60)
     shown = shop.run("describe", "livepatch", NAME).decode()
     assert "redis-server" in shown
 
 
-def test_the_agent_is_deleted_in_the_middle(shop: Kubectl, held: str) -> None:
+@pytest.mark.parametrize("held", [1], indirect=True, ids=["maxParallel: 1"])
+def test_one_pod_at_a_time_and_pause(shop: Kubectl, held: str) -> None:
+    """With maxParallel: 1 a held pod keeps the others waiting; paused, it is finished, and they wait until resumed."""
+    until("a straggler", lambda: straggler(shop, held), 60)
+    assert begun(shop) == {held}
+    edit(shop, '{"paused": true}')
+    until("the held pod done", lambda: summary(shop)["patched"] == "1/3", 60)
+    shop.run("wait", "--for=jsonpath={.status.conditions[?(@.status=='True')].reason}=Paused", f"livepatch/{NAME}")
+    assert begun(shop) == {held}
+    edit(shop, '{"paused": false}')
+
+
+@pytest.mark.parametrize("held", [1], indirect=True, ids=["maxParallel: 1"])
+def test_the_strategy_is_changed_in_the_middle(shop: Kubectl, held: str) -> None:
+    """A larger maxParallel lets the other pods begin while the first is still held."""
+    until("a straggler", lambda: straggler(shop, held), 60)
+    assert begun(shop) == {held}
+    edit(shop, '{"strategy": {"maxParallel": 3}}')
+    until("the two others", lambda: summary(shop)["patched"] == "2/3", 60)
+    assert straggler(shop, held)
+
+
+def test_the_agent_is_deleted_in_the_middle(shop: Kubectl, system: System, held: str) -> None:
     """The next agent of the node reads the process and goes on."""
-    until("a straggler", lambda: straggler(shop, held))
-    node = node_of(shop, held)
-    old = system_pod(shop, "agent", node)
-    assert old is not None
-    system = Kubectl(shop.kubeconfig, on_cluster.SYSTEM)
-    system.run("delete", "pod", old["name"], "--wait=false")
-    until("a new agent", lambda: (system_pod(shop, "agent", node) or old)["uid"] != old["uid"])
+    until("a straggler", lambda: straggler(shop, held), 60)
+    replace(system, "agent", node_of(shop, held))
 
 
-def test_the_operator_is_deleted_in_the_middle(shop: Kubectl, held: str) -> None:
+def test_the_operator_is_deleted_in_the_middle(shop: Kubectl, system: System, held: str) -> None:
     """The next operator finds everything in the resources."""
-    until("a straggler", lambda: straggler(shop, held))
-    system = Kubectl(shop.kubeconfig, on_cluster.SYSTEM)
-    old = system_pod(shop, "operator")
-    assert old is not None
-    system.run("delete", "pod", old["name"], "--wait=false")
-    until("a new operator", lambda: (system_pod(shop, "operator") or old)["uid"] != old["uid"])
+    until("a straggler", lambda: straggler(shop, held), 60)
+    replace(system, "operator")
+
+
+def replace(system: System, component: str, node: str | None = None) -> None:
+    """Delete a pod of ours, and wait for the next one."""
+    old = until(f"the {component}", lambda: system.pod(component, node))["metadata"]
+    system.kubectl.run("delete", "pod", old["name"], "--wait=false")
+    until(f"another {component}", lambda: uid(system.pod(component, node)) not in {"", old["uid"]}, 60)
+
+
+def uid(pod: Json | None) -> str:
+    return str(pod["metadata"]["uid"]) if pod is not None else ""

@@ -1,13 +1,17 @@
-"""The chart is uninstalled while patches are in place."""
+"""The chart is upgraded, rolled back and uninstalled while patches are in place and clients go on."""
 
+import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hack.cluster import kind
+from hack.cluster.layout import NODES
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
+from hack.fleet.ledger import Ledger
 from hack.fleet.shop import PATCH, Server, Shop
 from hack.fleet.system import System
 from hack.fleet.waiting import until
@@ -18,6 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(kind.is_usable(), reason="looks at processes of machines that are made from namespaces"),
 ]
+RUNS_OF_APPLY = re.compile(r'podgraft_engine_runs_total\{.*op="apply"')
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +44,88 @@ def patched(shop: Shop) -> dict[str, Server]:
     return shop.servers()
 
 
+@pytest.fixture(autouse=True)
+def clients(shop: Shop) -> Iterator[None]:
+    """Afterwards no client of a server that was there before, and still is, has met an error."""
+    ledger, before = Ledger(), shop.servers()
+    ledger.collect()
+    ledger.failures.clear()
+    requests, wrong = ledger.requests, ledger.wrong
+    yield
+    time.sleep(0.5)  # generators write five times a second
+    ledger.collect()
+    stayed = before.keys() & shop.servers().keys()
+    assert {name: due for name, due in ledger.failures.items() if name in stayed} == {}
+    assert ledger.wrong == wrong
+    assert ledger.requests > requests
+
+
 def is_done(shop: Shop, pods: int = 3) -> bool:
     return shop.is_ready() and shop.patched() == f"{pods}/{pods}" and set(shop.generations().values()) == {1}
 
 
 def helm(kubeconfig: Path, *words: str) -> None:
     run("helm", f"--kubeconfig={kubeconfig}", *words, f"--namespace={on_cluster.SYSTEM}", "--wait", "--timeout=300s")
+
+
+def revision(kubeconfig: Path) -> int:
+    history = run("helm", f"--kubeconfig={kubeconfig}", "history", "podgraft", f"--namespace={on_cluster.SYSTEM}")
+    return int(history.strip().splitlines()[-1].split()[0])
+
+
+def test_upgrade_and_rollback(shop: Shop, patched: dict[str, Server], kubeconfig: Path) -> None:
+    """`helm upgrade` and `helm rollback` replace operator and agents: what is patched stays, new pods get it."""
+    system = System(kubeconfig)
+    old, before = system.process("operator"), revision(kubeconfig)
+    on_cluster.install(kubeconfig, "--set=agent.scanSeconds=4,operator.agentSeconds=30")
+    until("a new operator", lambda: system.is_whole(len(NODES)) and system.process("operator") != old)
+    assert shop.servers() == patched
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=4")
+    until("the patch in the new pod", lambda: is_done(shop, 4), 240)
+    helm(kubeconfig, "rollback", "podgraft", str(before))
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=5")
+    until("the patch in the new pod", lambda: is_done(shop, 5), 240)
+    servers = shop.servers()
+    assert {name: servers.get(name) for name in patched} == patched
+    shop.kubectl.run("scale", "deployment/redis", "--replicas=3")
+    until("three servers", lambda: len(shop.servers()) == 3)
+    until("a whole rollout", lambda: is_done(shop))
+
+
+def test_agents_are_upgraded(shop: Shop, kubeconfig: Path) -> None:
+    """New agents in the middle of a rollout adopt what is patched without touching it, and go on with the rest."""
+    system, strategy = System(kubeconfig), {"maxParallel": 1, "steps": [{"pods": 2}, {"pause": {}}]}
+    shop.unpatch()
+    shop.patch(strategy=strategy)
+    until("two patched servers", lambda: sorted(shop.generations().values()) == [0, 1, 1])
+    servers, running = shop.servers(), shop.generations()
+    old = agents(system, servers)
+    on_cluster.install(kubeconfig, "--set=agent.scanSeconds=3")
+    until(
+        "new agents",
+        lambda: not set(agents(system, servers).values()) & set(old.values()) and system.is_whole(len(NODES)),
+    )
+    nodes = {servers[name].node for name, found in running.items() if found == 1}
+    until("the word of the new agents", lambda: all('phase="Applied"} 1.0' in metrics(system, node) for node in nodes))
+    assert not [line for node in nodes for line in metrics(system, node).splitlines() if RUNS_OF_APPLY.match(line)]
+    assert (shop.servers(), shop.generations()) == (servers, running)
+    shop.kubectl.run("annotate", "livepatch", PATCH, "podgraft.dev/resumeRequestedAt=now")
+    until("a whole rollout", lambda: is_done(shop))
+    assert shop.servers() == servers
+
+
+def agents(system: System, servers: dict[str, Server]) -> dict[str, str]:
+    """Return the uid of each agent's pod by its node."""
+    found = {server.node: system.pod("agent", server.node) for server in servers.values()}
+    return {node: pod["metadata"]["uid"] for node, pod in found.items() if pod is not None}
+
+
+def metrics(system: System, node: str) -> str:
+    """Return the metrics of the agent of a node."""
+    pod = system.pod("agent", node)
+    name = pod["metadata"]["name"] if pod is not None else ""
+    path = f"/api/v1/namespaces/{on_cluster.SYSTEM}/pods/{name}:8082/proxy/metrics"
+    return system.kubectl.run("get", "--raw", path).decode()
 
 
 def test_uninstall_keeps(shop: Shop, patched: dict[str, Server], kubeconfig: Path) -> None:

@@ -1,4 +1,4 @@
-"""Programs die, cables break, nodes go: clients notice nothing, and the state converges."""
+"""Programs die, cables break, clocks jump: clients notice nothing, and the state converges."""
 
 import json
 import threading
@@ -12,6 +12,7 @@ from hack.cluster import disrupt, kind, local
 from hack.cluster.layout import CONTROL_PLANE, NODES, State
 from hack.demo import on_cluster
 from hack.demo.kubernetes import Kubectl
+from hack.fleet import clocks
 from hack.fleet.ledger import Ledger
 from hack.fleet.shop import Server, Shop, number_of
 from hack.fleet.system import System, engines
@@ -207,6 +208,19 @@ def test_node_is_rebooted(shop: Shop, state: State, clients: Clients) -> None:
     local.switch_on(state, number_of(far.node))
     until("the same pod again", lambda: far.pod in shop.servers() and shop.servers()[far.pod] != far, 240)
     until("a whole rollout", lambda: is_done(shop), 240)
+
+
+@pytest.mark.parametrize(("first", "then"), [("+0", "+2h"), ("+2h", "+0")], ids=["ahead", "back"])
+@pytest.mark.usefixtures("clients")
+def test_clocks_jump(shop: Shop, system: System, first: str, then: str) -> None:
+    """The clocks of operator and agents jump by two hours in the middle of the rollout: it does not fail."""
+    staged = STAGED | {"progressDeadlineSeconds": 300, "onFailure": "Revert"}
+    with clocks.settable(system, first):
+        shop.patch(strategy=staged)
+        until("the first pod", lambda: shop.patched() == "1/3")
+        clocks.set_to(then)
+        until("a whole rollout", lambda: is_done(shop))
+        shop.unpatch()
 
 
 def _give_up(clients: Clients, node: str) -> None:

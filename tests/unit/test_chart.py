@@ -83,18 +83,17 @@ def test_only_named_prometheus_servers_are_asked() -> None:
 
 
 def test_agent_privileged_or_with_named_capabilities() -> None:
-    """Privileged is swapped for the few capabilities, SYS_ADMIN only where asked for."""
-    assert container(render(), "DaemonSet", "podgraft-agent")["securityContext"]["privileged"] is True
-    few = container(render("agent.privileged=false"), "DaemonSet", "podgraft-agent")["securityContext"]
+    """A few capabilities by default, SYS_ADMIN and privileged only where asked for."""
+    full = container(render("agent.privileged=true"), "DaemonSet", "podgraft-agent")["securityContext"]
+    assert full["privileged"] is True
+    few = container(render(), "DaemonSet", "podgraft-agent")["securityContext"]
     assert few["privileged"] is False
     assert few["capabilities"] == {
         "drop": ["ALL"],
         "add": ["SYS_PTRACE", "DAC_OVERRIDE", "CHECKPOINT_RESTORE", "SYS_NICE"],
     }
     assert few["seccompProfile"] == {"type": "RuntimeDefault"}
-    more = container(render("agent.privileged=false", "agent.readSeccompFilters=true"), "DaemonSet", "podgraft-agent")[
-        "securityContext"
-    ]
+    more = container(render("agent.readSeccompFilters=true"), "DaemonSet", "podgraft-agent")["securityContext"]
     assert more["capabilities"]["add"][-1] == "SYS_ADMIN"
     assert more["seccompProfile"] == {"type": "Unconfined"}
 

@@ -17,8 +17,8 @@ from test_chart import CHART, Json, helm, one, render
 
 VALUES = {
     "default": (),
-    "capabilities": ("agent.privileged=false",),
-    "filters": ("agent.privileged=false", "agent.readSeccompFilters=true"),
+    "privileged": ("agent.privileged=true",),
+    "filters": ("agent.readSeccompFilters=true",),
     "registries": ("imagePullSecrets[0].name=regcred", "registries.ca=PEM", "registries.allow={a.example/x}"),
     "aggregate": ("rbac.aggregate=true",),
 }
@@ -82,7 +82,7 @@ def test_containers(rendered: tuple[str, list[Json]]) -> None:
 
 
 def test_privileges(rendered: tuple[str, list[Json]]) -> None:
-    """The operator has none; the agent is privileged, or has the listed capabilities and no others."""
+    """The operator has none; the agent has the listed capabilities and no others, unless it shall be privileged."""
     values, objects = rendered
     operator, agent = (pods(objects)[name]["containers"][0]["securityContext"] for name in (OPERATOR, AGENT))
     assert operator["capabilities"] == {"drop": ["ALL"]}
@@ -91,7 +91,7 @@ def test_privileges(rendered: tuple[str, list[Json]]) -> None:
     assert pods(objects)[OPERATOR]["securityContext"] == {
         "runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "seccompProfile": {"type": "RuntimeDefault"}
     }  # fmt: skip
-    if values not in {"capabilities", "filters"}:
+    if values == "privileged":
         assert agent == {"runAsUser": 0, "readOnlyRootFilesystem": True, "privileged": True}
         return
     filters = values == "filters"
