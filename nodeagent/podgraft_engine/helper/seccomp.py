@@ -69,7 +69,7 @@ def read_filters(held: Held) -> list[Program]:
             raise Refusal(
                 Reason.SECCOMP_FORBIDS,
                 f"the seccomp filter of thread {held.tid} cannot be read",
-                "run the engine with CAP_SYS_ADMIN and without a seccomp filter of its own, so that it can check",
+                "let it be read: CAP_SYS_ADMIN and no filter for the engine itself (chart: agent.readSeccompFilters)",
             ) from None
         programs.append(list(_INSTRUCTION.iter_unpack(buffer.raw[: int(count) * _INSTRUCTION.size])))
 
