@@ -51,6 +51,7 @@ class Options:
     allow: frozenset[Reason] = frozenset()
     replaces: tuple[str, ...] = ()
     over: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
     hook_limit: float = 5.0
 
 
@@ -128,6 +129,7 @@ def _bundle(  # noqa: PLR0917 (all that was found)
         functions=_functions(assembly, proofs, running),
         replaces=list(options.replaces),
         over=list(options.over),
+        points=_points(comparisons, options),
         gone=_gone(comparisons, proofs, running),
         overruled=verdict.overruled,
         references=references,
@@ -136,6 +138,19 @@ def _bundle(  # noqa: PLR0917 (all that was found)
         object=ObjectFile(size=len(data), sha256=hashlib.sha256(data).hexdigest()),
     )
     return write_bundle(manifest, data, options.output)
+
+
+def _points(comparisons: dict[str, Comparison], options: Options) -> list[str]:
+    """Return the declared points; who calls a function that is replaced is not quiescent there."""
+    replaced = {name for comparison in comparisons.values() for name in comparison.changed}
+    for name in options.points:
+        if name in replaced:
+            raise Refusal(
+                Reason.NO_PATCH_SITE,
+                f"{name} is declared a point of quiescence and is itself replaced",
+                "name a function that is called where the thread may change over and that the patch leaves alone",
+            )
+    return list(options.points)
 
 
 def _running_binary(space: Workspace, options: Options, progress: Progress) -> tuple[Path, str]:

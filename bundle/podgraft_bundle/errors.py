@@ -135,7 +135,7 @@ HINTS: dict[Reason, str] = {
     Reason.LTO_OBJECT: "build without -flto",
     Reason.HAND_WRITTEN_ASM: "patch the C caller instead; assembler sources carry no function boundaries to rely on",
     Reason.IPA_RA_HAZARD: "build the running binary with -fno-ipa-ra, or change the callers as well",
-    Reason.NEVER_QUIESCENT: "move what the fix changes into a function that returns, or declare a point of quiescence",
+    Reason.NEVER_QUIESCENT: "move what the fix changes into a function that returns, or declare a point (--point)",
     Reason.SETJMP_CALLER: "patch a caller or callee instead; --allow SetjmpCaller if no coroutine jumps back into it",
     Reason.CHANGED_NORETURN: "keep the noreturn attribute: callers have no code behind the call",
     Reason.LOCK_IMBALANCE: "make sure that no lock is held between two calls of the changed functions",

@@ -19,7 +19,7 @@ from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_object
 from podgraft_builder.verdict import OVERRULABLE, Hazard, Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
-from podgraft_bundle.manifest import CveId, Manifest, Name
+from podgraft_bundle.manifest import CveId, Manifest, Name, Symbol
 from podgraft_cli.page import write_page
 from podgraft_cli.rungs import NONE, Rungs, find_rungs
 
@@ -92,6 +92,14 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
             help="A patch that this one contains and comes back to; may be repeated.",
         ),
     ] = None,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--point",
+            callback=_checked(list[Symbol]),
+            help="A function whose caller may change over to the new code as it comes there; may be repeated.",
+        ),
+    ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option("--allow", callback=_reasons, help=f"Overrule a hazard; may be repeated. One of {_ALLOWED}."),
@@ -119,7 +127,7 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
     The last line is `bundle FILE: N functions, M hazards overruled` or `refused: REASON`.
     """
     overruled = frozenset(map(Reason, allow or ()))
-    below = {"replaces": tuple(replaces or ()), "over": tuple(over or ())}
+    below = {"replaces": tuple(replaces or ()), "over": tuple(over or ()), "points": tuple(point or ())}
     cves = tuple(cve or ())
     options = Options(
         source, patch, command, binary, output, running, name, version, cves, overruled, **below, hook_limit=hook_limit
@@ -220,6 +228,7 @@ def _show_bundle(content: Bundle) -> None:
         ("needs", f"Linux {manifest.requires.kernel}, {' '.join(manifest.requires.cpu)}"),
         ("replaces", ", ".join(manifest.replaces) or "no other bundle"),
         ("over", ", ".join(manifest.over) or "no other bundle"),
+        *(("point", name) for name in manifest.points),
         *(("hook", text) for text in _hooks(manifest)),
         *(("overruled", text) for text in manifest.overruled or ["no hazard"]),
         ("signature", _signatures(content)),

@@ -34,6 +34,7 @@ def build(project: Any, old: str, new: str, *more: str) -> subprocess.CompletedP
 def test_build_and_inspect(project: Any) -> None:
     """A build ends with the line that names the bundle; inspect shows what is in it."""
     more = ("--cve", "CVE-2025-32023", "--name", "my-fix", "--version", "3", "--replaces", "fix", "--over", "base")
+    more += ("--point", "epoll_wait")
     done = build(project, "int work(int a) { return a; }\n", "int work(int a) { return a + 1; }\n", *more)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"bundle {project.folder}/fix.graft: 1 functions, 0 hazards overruled"
@@ -44,7 +45,9 @@ def test_build_and_inspect(project: Any) -> None:
     assert all(word in shown.stdout for word in ("my-fix 3", "CVE-2025-32023", "work", "sha256:"))
     manifest = json.loads(run("inspect", "--json", project.folder / "fix.graft").stdout)
     assert manifest["functions"][0]["entry"]["symbol"] == "work"
-    assert (manifest["replaces"], manifest["over"]) == (["fix"], ["base"])
+    assert (manifest["replaces"], manifest["over"], manifest["points"]) == (["fix"], ["base"], ["epoll_wait"])
+    done = build(project, "int work(int a) { return a; }\n", "int work(int a) { return a + 1; }\n", "--point", "work")
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "refused: NoPatchSite")
 
 
 def test_refusal(project: Any) -> None:
