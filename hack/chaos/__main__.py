@@ -1,13 +1,15 @@
 """`python -m hack.chaos [--minutes N] [--seed N]`: exit code 0 when nothing failed, is wrong, or is stuck."""
 
 import argparse
+import os
 import random
 import sys
 import time
 
 from rich.console import Console
 
-from hack.chaos.ending import settle, show
+from hack.chaos import page
+from hack.chaos.ending import outcome, settle, show
 from hack.chaos.events import Chaos
 from hack.cluster import commands as cluster
 from hack.cluster import kind
@@ -36,6 +38,8 @@ def _play(minutes: float, seed: int, console: Console) -> bool:
     say(f"{time.monotonic() - chaos.began:6.0f} s  the last event; what comes now is rest")
     ending = settle(chaos)
     show(chaos, ending, console)
+    load, processors = os.getloadavg()[2], os.cpu_count() or 1
+    page.write(page.Run(minutes, seed, processors, load, chaos.counts, outcome(chaos, ending)))
     return ending.is_good
 
 

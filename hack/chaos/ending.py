@@ -71,14 +71,7 @@ def show(chaos: Chaos, ending: Ending, console: Console) -> None:
     events.add_row("all", str(sum(chaos.counts.values())), style="bold")
     console.print(events)
     found = Table(title="What came of it", title_justify="left", show_header=False)
-    for what, value in (
-        ("requests", f"{chaos.ledger.requests:,}"),
-        ("failed because their server was killed or removed", str(ending.excused)),
-        ("failed for any other reason", str(len(ending.failed))),
-        ("wrong answers", str(ending.wrong_answers)),
-        (f"wrong code generations at the end, of {ending.pods} pods", str(len(ending.wrong))),
-        ("stuck", str(len(ending.stuck))),
-    ):
+    for what, value in outcome(chaos, ending):
         found.add_row(what, value)
     console.print(found)
     by_pod = Counter(pod for pod, _ in ending.failed)
@@ -86,6 +79,18 @@ def show(chaos: Chaos, ending: Ending, console: Console) -> None:
         console.print(f"[bold red]✗[/] {line}", highlight=False)
     for pod, due in ending.failed[:20]:
         console.print(f"  {pod} {due:.3f} ends {[f'{end:.1f}' for end in chaos.excuses.ends.get(pod, ())]}")
+
+
+def outcome(chaos: Chaos, ending: Ending) -> tuple[tuple[str, str], ...]:
+    """Return the lines of the closing table."""
+    return (
+        ("requests", f"{chaos.ledger.requests:,}"),
+        ("failed because their server was killed or removed", str(ending.excused)),
+        ("failed for any other reason", str(len(ending.failed))),
+        ("wrong answers", str(ending.wrong_answers)),
+        (f"wrong code generations at the end, of {ending.pods} pods", str(len(ending.wrong))),
+        ("stuck", str(len(ending.stuck))),
+    )
 
 
 def _expect(ending: Ending, what: str, ask: Callable[[], object]) -> None:

@@ -27,7 +27,7 @@ class Chaos:
     shop: Shop
     system: System
     dice: random.Random
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger = field(default_factory=Ledger.from_now)
     excuses: Excuses = field(default_factory=Excuses)
     counts: Counter[str] = field(default_factory=Counter)
     replicas: int = 5

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -29,17 +30,27 @@ class Ledger:
     requests: int = 0
     failures: dict[str, list[float]] = field(default_factory=dict)
     _books: dict[str, _Book] = field(default_factory=dict)
+    _wrong_at_start: int = 0
+
+    @classmethod
+    def from_now(cls) -> Self:
+        """Return a ledger of what comes: records that are there already belong to an earlier run."""
+        ledger = cls()
+        ledger.collect()
+        ledger.requests, ledger._wrong_at_start = 0, ledger.wrong
+        ledger.failures.clear()
+        return ledger
 
     def collect(self) -> None:
         """Take in what is new; call it before a node is switched off, for a new generator begins a new file."""
         for node in NODES:
-            for folder in records(node).iterdir():
+            for folder in records(node).glob("*"):  # which is empty where there is no such folder yet
                 self._read(folder)
 
     @property
     def wrong(self) -> int:
         """Answers that were not what they must be; no disruption excuses one."""
-        return sum(book.wrong + book.wrong_before for book in self._books.values())
+        return sum(book.wrong + book.wrong_before for book in self._books.values()) - self._wrong_at_start
 
     def _read(self, folder: Path) -> None:
         file, book = folder / "records.bin", self._books.setdefault(folder.name, _Book())

@@ -63,10 +63,7 @@ def clients(shop: Shop, system: System) -> Iterator[Clients]:
     """Afterwards: the patch is taken back, every server is the one it was, and no client has met an error."""
     until("operator and agents", lambda: system.is_whole(len(NODES)), 240)
     until("three servers", lambda: len(shop.servers()) == 3, 240)
-    ledger = Ledger()
-    ledger.collect()
-    ledger.failures.clear()
-    requests, wrong = ledger.requests, ledger.wrong
+    ledger = Ledger.from_now()
     clients = Clients(ledger, shop.servers())
     try:
         yield clients
@@ -80,8 +77,8 @@ def clients(shop: Shop, system: System) -> Iterator[Clients]:
     stayed = {name: server for name, server in clients.before.items() if name not in clients.lost}
     assert {name: shop.servers().get(name) for name in stayed} == stayed
     assert {name: due for name, due in ledger.failures.items() if name in stayed} == {}
-    assert ledger.wrong == wrong
-    assert ledger.requests > requests
+    assert ledger.wrong == 0
+    assert ledger.requests > 0
 
 
 def is_done(shop: Shop, generation: int = 1) -> bool:
