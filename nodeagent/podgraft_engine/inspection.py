@@ -15,7 +15,7 @@ from podgraft_bundle.manifest import ARENA, Reference
 from podgraft_bundle.protocol import Inspected, Problem
 from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.linker import Image, check_object
-from podgraft_engine.code.sites import Site
+from podgraft_engine.code.sites import Site, pages_of_claims
 from podgraft_engine.code.stubs import SITE_ROOM
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
@@ -24,7 +24,7 @@ from podgraft_engine.patched.state import State, read_state
 from podgraft_engine.runtime import RUNTIME, check_exceptions, find_lookup
 from podgraft_engine.sitefinder import SiteFinder, functions_of
 from podgraft_engine.target.awake import check_awake
-from podgraft_engine.target.layout import ARENA_SIZE, PAGE, gap_near
+from podgraft_engine.target.layout import ARENA_SIZE, gap_near
 from podgraft_engine.target.limits import check_limits, needs_of
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.module import Module, find_module, modules_of
@@ -62,8 +62,7 @@ class Findings:
     @property
     def pages(self) -> set[int]:
         """The pages of text that will be switched."""
-        claims = [claim for site in (*self.sites, *self.dropped) for claim in site.claims()]
-        return {page for at, size in claims for page in (at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE)}
+        return pages_of_claims([*self.sites, *self.dropped])
 
 
 def open_target(process: Process) -> Target:
@@ -125,8 +124,8 @@ def inspect(target: Target, bundle: Bundle, points: list[str]) -> Findings:
 def _check_room(target: Target, bundle: Bundle, findings: Findings) -> None:
     """Refuse where the process has no room for us, or keeps us from its text."""
     pages = findings.pages
-    arena = any(reference.kind == "arena" for reference in bundle.manifest.references)
-    check_limits(target.process, needs_of(len(pages), len(bundle.object), ARENA_SIZE if arena else 0))
+    arena = ARENA_SIZE if bundle.manifest.uses_shadow else 0
+    check_limits(target.process, needs_of(len(pages), len(bundle.object), arena))
     check_seals(target.process, pages)
     # A patch that was here before has its place.
     known = target.state is not None and any(p.digest == bundle.digest for p in target.state.document.patches)

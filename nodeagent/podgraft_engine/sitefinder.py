@@ -13,7 +13,7 @@ from podgraft_bundle.manifest import Range, ReplacedFunction
 from podgraft_engine.code.holes import Holes
 from podgraft_engine.code.prologue import Undo
 from podgraft_engine.code.puns import LONGEST_PUN, Pun
-from podgraft_engine.code.sites import Site, choose_site, same_site
+from podgraft_engine.code.sites import Site, choose_site, pages_of_claims, same_site
 from podgraft_engine.code.stubs import TRAMPOLINES
 from podgraft_engine.patched.layers import Layer, Layers
 from podgraft_engine.patched.pages import OriginalText
@@ -74,11 +74,10 @@ class SiteFinder:
         if below.top is not None:
             return self._over(below, below.top, start, code)
         site = choose_site(name, start, code, parts, self)
-        for at, size in site.claims():
-            for page in {at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE}:
-                if self.is_foreign(page):
-                    detail = f"page {page:#x} of {site.function} is no longer the file's"
-                    raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
+        for page in pages_of_claims([site]):
+            if self.is_foreign(page):
+                detail = f"page {page:#x} of {site.function} is no longer the file's"
+                raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
         self._take(site)
         return site
 
@@ -129,12 +128,7 @@ class SiteFinder:
         return page not in self._ours and self._pages.anonymous(page)
 
     def _take(self, site: Site) -> None:
-        for claim in site.claims():
-            self._holes.take(*claim)
-        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, TRAMPOLINES)
-        if room:
-            page = room // PAGE * PAGE
-            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
+        take_site(site, self._holes, self._taken)
 
     def read_checked(self, old: Range) -> bytes:
         """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""
@@ -145,6 +139,16 @@ class SiteFinder:
         if hashlib.sha256(code).hexdigest() != old.sha256:
             raise Refusal(Reason.PREIMAGE_MISMATCH, f"{old.symbol} at {address:#x} differs from the code in the bundle")
         return code
+
+
+def take_site(site: Site, holes: Holes, taken: list[Mapping]) -> None:
+    """Give a site to a function: no other one gets its bytes, nor its room for trampolines."""
+    for claim in site.claims():
+        holes.take(*claim)
+    room = site.pun and trampoline_room(taken, site.pun.low, site.pun.high, TRAMPOLINES)
+    if room:
+        page = room // PAGE * PAGE
+        taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
 
 
 def functions_of(bundle: Bundle, module: Module) -> list[tuple[int, int]]:

@@ -30,6 +30,7 @@ from podgraft_engine.code.holes import Holes
 from podgraft_engine.code.puns import NEAR_JUMP, Pun
 from podgraft_engine.code.sites import RUNGS, Site, choose_site
 from podgraft_engine.code.stubs import TRAMPOLINES
+from podgraft_engine.sitefinder import take_site
 from podgraft_engine.target.ehframe import RSP
 from podgraft_engine.target.layout import PAGE, pages, trampoline_room
 from podgraft_engine.target.module import Module
@@ -76,7 +77,7 @@ class Surroundings:
         self.memory = _Segments([(self.module.bias + load["p_vaddr"], load.data()) for load in loads])
         holes = Holes(self.module, self.memory, set())
         self.holes, self.padding, self.is_free = holes.near, holes.behind, holes.is_free
-        self._take = holes.take
+        self._free = holes
 
     def has_room(self, pun: Pun) -> bool:
         """Look for room in the picture of the address space that is described above."""
@@ -90,13 +91,8 @@ class Surroundings:
             return None
 
     def take(self, site: Site) -> None:
-        """Give a site to a function: no other one gets its bytes, nor its room for trampolines."""
-        for claim in site.claims():
-            self._take(*claim)
-        room = site.pun and trampoline_room(self._taken, site.pun.low, site.pun.high, TRAMPOLINES)
-        if room:
-            page = room // PAGE * PAGE
-            self._taken.append(Mapping(page, page + PAGE, "r-xp", 0, "", 0, ""))
+        """Give a site to a function."""
+        take_site(site, self._free, self._taken)
 
     def old_code(self, old: Range) -> bytes:
         """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""

@@ -163,5 +163,6 @@ def _exchange(wish: Wish, target: Target, placed: Placed) -> Change | None:
 def _replaces(wish: Wish, target: Target, placed: Placed) -> bool:
     """Return whether our bundle takes the place of the other one, so that the old code does not run in between."""
     mine, other = wish.bundle, placed.item.bundle
-    same = mine is not None and mine.build_id == other.build_id and placed.item.containers == target.containers
-    return same and settled(placed) and mine is not None and other.name in mine.replaces
+    if mine is None or mine.build_id != other.build_id or placed.item.containers != target.containers:
+        return False
+    return settled(placed) and other.name in mine.replaces

@@ -435,6 +435,11 @@ def test_no_room_near_the_c_library_only_takes_the_wake_up_points(odd: Target) -
     """Threads are held instead."""
     text = odd.text()
     assert odd.ask("fill-libc") == "0"
+    works_by_holding(odd, text)
+
+
+def works_by_holding(odd: Target, text: bytes) -> None:
+    """Patch and revert without a wake-up point."""
     applied = apply(odd)
     assert applied.code == 0, applied
     assert {e["how"] for e in applied.of("migrated")} == {"sleeping"}
@@ -478,12 +483,7 @@ def test_a_sealed_c_library_only_takes_the_wake_up_points(odd: Target) -> None:
     """Threads are held instead."""
     if odd.ask("seal-libc") != "0":
         pytest.skip("no mseal (kernel 6.10)")
-    text = odd.text()
-    applied = apply(odd)
-    assert applied.code == 0, applied
-    assert {e["how"] for e in applied.of("migrated")} == {"sleeping"}
-    assert engine(odd.pid, op="revert", name=NAME).code == 0
-    assert odd.text() == text
+    works_by_holding(odd, odd.text())
 
 
 def pages_in_huge(target: Target) -> int:

@@ -36,7 +36,7 @@ suspended on another stack (docs/limitations.md) would be led astray, not only d
 back to is preferred, whatever its rung.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -84,6 +84,12 @@ class Site:
             *hops,
             *((h, NEAR_JUMP) for h in self.holes[-1:]),
         ]
+
+
+def pages_of_claims(sites: Iterable[Site]) -> set[int]:
+    """Return the pages that sites change or rely on."""
+    claims = [claim for site in sites for claim in site.claims()]
+    return {page for at, size in claims for page in (at // PAGE * PAGE, (at + size - 1) // PAGE * PAGE)}
 
 
 class Surroundings(Protocol):
