@@ -1,8 +1,9 @@
 """The base of every resource model: camelCase on the wire, unknown fields refused."""
 
+from functools import lru_cache
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 GROUP = "podgraft.dev"
@@ -12,6 +13,15 @@ API_VERSION = f"{GROUP}/{VERSION}"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", description="digest of the bundle")]
 Int64 = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 Count = Annotated[int, Field(ge=0)]
+
+
+@lru_cache(maxsize=1024)
+def _first_seen(value: Any) -> Any:
+    return value
+
+
+# For parts that are the same in thousands of objects, and frozen: kept once.
+SHARED = AfterValidator(_first_seen)
 
 
 class Model(BaseModel):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
-from podgraft_api.model import Count, Digest, Int64, Model, Report
+from podgraft_api.model import SHARED, Count, Digest, Int64, Model, Report
 
 PLURAL = "nodepatches"
 MAX_PROCESSES = 32
@@ -98,13 +98,13 @@ class Item(Model):
     id: Annotated[str, Field(max_length=128, description="LivePatch uid, a slash, pod uid")]
     version: Int64
     desired: Desired
-    live_patch: LivePatchRef
-    bundle: BundleRef
+    live_patch: Annotated[LivePatchRef, SHARED]
+    bundle: Annotated[BundleRef, SHARED]
     pod: PodRef
     containers: Annotated[tuple[ContainerRef, ...], Field(min_length=1, max_length=64)]
     thread_deadline_seconds: Annotated[int, Field(ge=1, le=3600)] = 30
     points: Points = ()
-    baseline: Baseline | None = None
+    baseline: Annotated[Baseline, SHARED] | None = None
 
 
 class NodePatchSpec(Model):

@@ -17,7 +17,7 @@ MERGE_PATCH = "application/merge-patch+json"
 JSON = "application/json"
 REQUEST = aiohttp.ClientTimeout(total=30, sock_connect=10)
 # Objects in one answer; a pod may have 20 KiB, and thrice that when it is parsed.
-PAGE = "250"
+PAGE = "100"
 # Bookmarks come about once a minute: a stream that is silent for longer is dead.
 SILENCE_SECONDS = 90
 

@@ -103,13 +103,19 @@ KINDS = {
 }
 
 
+def pairs_of(kind: str, folder: Path) -> Path:
+    """Build the program of pairs for a C library, and pairs.graft beside it."""
+    compiler, flags, object_flags = KINDS[kind]
+    program = forge.compile_program(TARGETS / "pairs.c", folder / "pairs", *flags, compiler=compiler)
+    forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o", "-DSTATIC", *object_flags, compiler=compiler)
+    forge.forge(program, folder / "patch.o", PAIR_FUNCTIONS, folder / "pairs.graft", name=NAME)
+    return program
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_program_with_its_own_or_another_c_library(kind: str, tmp_path: Path) -> None:
     """Static glibc has wake-up points; musl has no unwind data and so none, and its threads are held."""
-    compiler, flags, object_flags = KINDS[kind]
-    program = forge.compile_program(TARGETS / "pairs.c", tmp_path / "pairs", *flags, compiler=compiler)
-    forge.compile_object(TARGETS / "pairs_patch.c", tmp_path / "patch.o", "-DSTATIC", *object_flags, compiler=compiler)
-    forge.forge(program, tmp_path / "patch.o", PAIR_FUNCTIONS, tmp_path / "pairs.graft", name=NAME)
+    program = pairs_of(kind, tmp_path)
     for target in run_target(program, "1", "2", "1"):
         text, tids = target.text(), target.tids()
         applied = engine(target.pid, op="apply", bundle=str(tmp_path / "pairs.graft"), deadline=20)
@@ -128,3 +134,11 @@ def test_a_program_with_its_own_or_another_c_library(kind: str, tmp_path: Path) 
         assert not any(text[len(code) :])
         report = target.quit()
         assert (report["wrong"], report["eintr"], report["changes"]) == (0, 0, 2)
+
+
+def test_who_migrates_in_the_last_pass_is_not_left(tmp_path: Path) -> None:
+    """The deadline passes while the last thread is moved: the transition is complete, not late with nobody to name."""
+    # All sleep outside of the pair, and none comes by itself: the first pass moves all of them.
+    for target in run_target(pairs_of("musl", tmp_path), "0", "8"):
+        applied = engine(target.pid, op="apply", bundle=str(tmp_path / "pairs.graft"), deadline=0.0001)
+        assert (applied.code, applied.last["event"]) == (0, "finalized"), applied

@@ -51,6 +51,7 @@ class _Straggler:
     next_try: float
     pause: float = FIRST_PAUSE_S
     next_report: float = 0.0
+    last: Waiting | None = None
 
 
 class Points(Protocol):
@@ -118,7 +119,8 @@ class Migration:
             if self._pass(deadline):
                 return True
             if time.monotonic() >= deadline:
-                return False
+                # Who migrated in this very pass is no reason to fail; only one more listing shows that nobody is left.
+                return not self.tally.waiting and self._pass(deadline)
             # While threads are born, an instant in which none is new must not be missed.
             pause = min(1.5 * pause, LONGEST_PAUSE_S) if self._only_known_ones else FIRST_PAUSE_S
             tries = [late.next_try for late in self._late.values()]
@@ -143,7 +145,9 @@ class Migration:
         self.tally.waiting = []
         for key in left:
             late = self._late.get(key)
-            if (late is None or late.next_try <= time.monotonic()) and not self._comes_by_itself(key, deadline):
+            if late is not None and late.last is not None and late.next_try > time.monotonic():
+                self.tally.waiting.append(late.last)
+            elif not self._comes_by_itself(key, deadline):
                 self._try(key, len(keys))
             self._tend_helper()
         return False
@@ -228,6 +232,7 @@ class Migration:
         verdict = outcome.verdict
         report = self._waiting(key, verdict.why, late.since, verdict, outcome.syscall)
         self.tally.waiting.append(report)
+        late.last = report
         if now - late.since >= REPORT_AFTER_S and now >= late.next_report:
             late.next_report = now + REPORT_EVERY_S
             self._emit(report)
