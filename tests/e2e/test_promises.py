@@ -35,8 +35,12 @@ PLUGIN = REPOSITORY / ".venv/bin/kubectl-podgraft"
 
 @pytest.fixture(scope="module")
 def system(kubectl: Kubectl) -> System:
-    on_cluster.install(kubectl.kubeconfig, "--set=operator.agentSeconds=15")
+    install(kubectl.kubeconfig)
     return System(kubectl.kubeconfig)
+
+
+def install(kubeconfig: Path, *more: str) -> None:
+    on_cluster.install(kubeconfig, "--set=operator.agentSeconds=15", *more)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +207,20 @@ def test_another_build_is_not_applicable(shop: Shop) -> None:
     assert shop.status()["pods"]["notApplicable"] == 1
     shop.unpatch()
     shop.kubectl.run("delete", "pod", "another")
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_pod_with_a_seccomp_profile(shop: Shop, system: System) -> None:
+    """Refused with its reason as the chart is by default; with agent.readSeccompFilters it is patched."""
+    profile = {"seccompProfile": {"type": "RuntimeDefault"}}
+    create_pod(shop, "filtered", containers=[redis("one", 6379)], securityContext=profile)
+    shop.patch(selector=OTHERS, containers=[])
+    until("the refusal", lambda: stands_at(shop, "SeccompForbids"))
+    install(system.kubeconfig, "--set=agent.readSeccompFilters=true")
+    until("a patched process", lambda: processes(shop, "filtered") == {"one": "Applied"})
+    shop.unpatch()
+    shop.kubectl.run("delete", "pod", "filtered")
+    install(system.kubeconfig)
 
 
 def test_what_an_agent_may_not_do(system: System, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:
