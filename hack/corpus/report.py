@@ -24,7 +24,8 @@ builder.
   the longest time that one thread was held; "again": tries after the engine lost its helper for want of a processor
 * **by itself**: moves of threads to the new code and back that nobody held a thread for, of all moves
 * **observed**: does a request that tells old code from new get another answer in the patched program, and the old one
-  after the revert? `-`: no such request is known
+  after the revert? `-`: no such request is known; `no`: the answer was the patched one before the patch already (where
+  the fault is a race, the old program may win it each time)
 * **seconds**: all of `podgraft build`, on two busy cores with ccache
 """
 
