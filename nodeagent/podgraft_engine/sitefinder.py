@@ -78,7 +78,7 @@ class SiteFinder:
             if self.is_foreign(page):
                 detail = f"page {page:#x} of {site.function} is no longer the file's"
                 raise Refusal(Reason.PAGE_CHANGED_BY_OTHERS, detail)
-        self._take(site)
+        take_site(site, self._holes, self._taken)
         return site
 
     def dropped(self) -> list[Site]:
@@ -106,7 +106,7 @@ class SiteFinder:
             raise Refusal(Reason.NO_PATCH_SITE, f"{record.function}: no free page for one more punned jump")
         holes = tuple(hole.address for hole in record.holes)
         site = Site(record.function, *place, record.rung, displaced, undo, holes, pun, record.reentrant, layer.doors)
-        self._take(site)
+        take_site(site, self._holes, self._taken)
         return site
 
     def holes(self, origin: int, size: int) -> Iterator[int]:
@@ -126,9 +126,6 @@ class SiteFinder:
     def is_foreign(self, page: int) -> bool:
         """Tell whether somebody else has changed a page."""
         return page not in self._ours and self._pages.anonymous(page)
-
-    def _take(self, site: Site) -> None:
-        take_site(site, self._holes, self._taken)
 
     def read_checked(self, old: Range) -> bytes:
         """Return a piece of old code. Raises Refusal(PREIMAGE_MISMATCH)."""

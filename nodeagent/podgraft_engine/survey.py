@@ -75,9 +75,8 @@ class Surroundings:
         self.module = Module(stream, list(_mappings(stream, path)))
         loads = self.module.elf.iter_segments("PT_LOAD")
         self.memory = _Segments([(self.module.bias + load["p_vaddr"], load.data()) for load in loads])
-        holes = Holes(self.module, self.memory, set())
-        self.holes, self.padding, self.is_free = holes.near, holes.behind, holes.is_free
-        self._free = holes
+        self._free = Holes(self.module, self.memory, set())
+        self.holes, self.padding, self.is_free = self._free.near, self._free.behind, self._free.is_free
 
     def has_room(self, pun: Pun) -> bool:
         """Look for room in the picture of the address space that is described above."""

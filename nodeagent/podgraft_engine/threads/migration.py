@@ -48,10 +48,10 @@ class Tally:
 @dataclass
 class _Straggler:
     since: float
-    next_try: float
+    report: Waiting
+    next_try: float = 0.0
     pause: float = FIRST_PAUSE_S
     next_report: float = 0.0
-    last: Waiting | None = None
 
 
 class Points(Protocol):
@@ -145,8 +145,8 @@ class Migration:
         self.tally.waiting = []
         for key in left:
             late = self._late.get(key)
-            if late is not None and late.last is not None and late.next_try > time.monotonic():
-                self.tally.waiting.append(late.last)
+            if late is not None and late.next_try > time.monotonic():
+                self.tally.waiting.append(late.report)
             elif not self._comes_by_itself(key, deadline):
                 self._try(key, len(keys))
             self._tend_helper()
@@ -225,14 +225,14 @@ class Migration:
 
     def _postpone(self, key: ThreadKey, outcome: Outcome) -> None:
         """Back off, and say who is waited for once it takes long enough to be of interest."""
-        now = time.monotonic()
-        late = self._late.setdefault(key, _Straggler(now, now))
+        now, verdict = time.monotonic(), outcome.verdict
+        since = self._late[key].since if key in self._late else now
+        report = self._waiting(key, verdict.why, since, verdict, outcome.syscall)
+        late = self._late.setdefault(key, _Straggler(since, report))
+        late.report = report
         late.pause = min(late.pause * 2, LONGEST_PAUSE_S)
         late.next_try = now + late.pause
-        verdict = outcome.verdict
-        report = self._waiting(key, verdict.why, late.since, verdict, outcome.syscall)
         self.tally.waiting.append(report)
-        late.last = report
         if now - late.since >= REPORT_AFTER_S and now >= late.next_report:
             late.next_report = now + REPORT_EVERY_S
             self._emit(report)
