@@ -81,8 +81,7 @@ def build(options: Options, progress: Progress, show: Show = lambda _: None) -> 
 
 
 def _build_in(space: Workspace, options: Options, progress: Progress, show: Show) -> Outcome:
-    space.copy_tree()
-    space.apply_patch(options.patch)  # a patch that does not apply must not cost two builds
+    space.try_patch(options.patch)  # one that does not apply must not cost two builds
     path, chosen = _running_binary(space, options, progress)
     running = RunningBinary(path)
     progress(f"running binary: {path} ({chosen}), build id {running.build_id}")

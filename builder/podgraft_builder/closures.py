@@ -3,15 +3,13 @@
 Debug information does not tell the number of a lambda, so the lambdas of each function are compared in their order.
 """
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from elftools.dwarf.die import DIE
-from elftools.elf.elffile import ELFFile
 
-from podgraft_builder.dwarf import Layout, declaration_of, layout_of, linkage_of, name_of, number_of, without_tls
+from podgraft_builder.dwarf import Layout, declaration_of, layout_of, linkage_of, name_of, number_of
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason
@@ -60,11 +58,8 @@ def _renumbered(before: list[Closure], after: list[Closure]) -> bool:
 
 def read_closures(which: ObjectFile) -> dict[str, list[Closure]]:
     """Return the lambdas of each function of an object, in the order of the source."""
-    elf = ELFFile(io.BytesIO(without_tls(which.data)))
     found: dict[str, list[Closure]] = {}
-    if elf.get_section_by_name(".debug_info") is None:
-        return found
-    for unit in elf.get_dwarf_info().iter_CUs():
+    for unit in which.debug.units:
         for owner, die in _lambdas(unit.get_top_DIE(), ""):
             place = number_of(die, "DW_AT_decl_line"), number_of(die, "DW_AT_decl_column")
             found.setdefault(owner, []).append(Closure(*place, layout_of(die)))

@@ -253,19 +253,19 @@ class Comparison:
 
     @cached_property
     def _old_owners(self) -> dict[tuple[int, int], str]:
-        return static_owners(self.old.data)
+        return static_owners(self.old)
 
     @cached_property
     def _new_owners(self) -> dict[tuple[int, int], str]:
-        return static_owners(self.new.data)
+        return static_owners(self.new)
 
     @cached_property
     def _old_lines(self) -> dict[tuple[int, int], int]:
-        return static_lines(self.old.data)
+        return static_lines(self.old)
 
     @cached_property
     def _new_lines(self) -> dict[tuple[int, int], int]:
-        return static_lines(self.new.data)
+        return static_lines(self.new)
 
     def same_section(self, name: str) -> bool:
         """Say whether the sections of a name are the same in both objects."""

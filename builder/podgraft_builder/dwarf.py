@@ -1,14 +1,13 @@
 """What debug information says about types and signatures (DWARF 5, sections 3.3, 5.7 and 5.8)."""
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from elftools.dwarf.die import DIE
-from elftools.elf.elffile import ELFFile
-from elftools.elf.relocation import RelocationSection
-from elftools.elf.sections import SymbolTableSection
+
+from podgraft_builder.debuginfo import SectionOffset
+from podgraft_builder.objects import ObjectFile
 
 _ASSEMBLER = 0x8001  # DW_LANG_Mips_Assembler, what GNU as writes
 _CPP = frozenset({0x04, 0x1A, 0x21, 0x2B, 0x3A, 0x3B})  # DW_LANG_C_plus_plus and its years (DWARF 5, 7.12)
@@ -20,7 +19,6 @@ _RECORDS = {
     "DW_TAG_enumeration_type": "enum",
 }
 _QUALIFIERS = {"DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type"}
-_TLS_RELOCATIONS = frozenset({17, 21})  # R_X86_64_DTPOFF64, R_X86_64_DTPOFF32
 _DEEP = 24
 
 
@@ -68,13 +66,10 @@ class Debug:
     present: bool = False
 
 
-def read_debug(data: bytes) -> Debug:
+def read_debug(which: ObjectFile) -> Debug:
     """Read the types and signatures at file scope of an object; types inside functions are left out."""
-    elf = ELFFile(io.BytesIO(without_tls(data)))
-    debug = Debug(present=elf.get_section_by_name(".debug_info") is not None)
-    if not debug.present:
-        return debug
-    for unit in elf.get_dwarf_info().iter_CUs():
+    debug = Debug(present=bool(which.debug.units))
+    for unit in which.debug.units:
         top = unit.get_top_DIE()
         language = top.attributes.get("DW_AT_language")
         if language is not None and language.value == _ASSEMBLER:
@@ -84,19 +79,6 @@ def read_debug(data: bytes) -> Debug:
         debug.cpp = debug.cpp or (language is not None and language.value in _CPP)
         _walk(top, "", debug)
     return debug
-
-
-def without_tls(data: bytes) -> bytes:
-    """Blank the relocations of thread-local variables in .debug_info, which pyelftools cannot apply."""
-    section = ELFFile(io.BytesIO(data)).get_section_by_name(".rela.debug_info")
-    if section is None:
-        return data
-    out = bytearray(data)
-    start = section["sh_offset"]
-    for at in range(start, start + section["sh_size"], 24):  # Elf64_Rela; the type is the low half of r_info
-        if int.from_bytes(out[at + 8 : at + 12], "little") in _TLS_RELOCATIONS:
-            out[at + 8 : at + 12] = bytes(4)  # R_X86_64_NONE
-    return bytes(out)
 
 
 def _walk(parent: DIE, scope: str, debug: Debug) -> None:
@@ -232,37 +214,28 @@ def number_of(die: DIE, attribute: str) -> int:
     return found.value if found is not None and isinstance(found.value, int) else 0
 
 
-def static_owners(data: bytes) -> dict[tuple[int, int], str]:
-    """Return (section, offset) -> "function::variable" of the static variables inside functions.
+def static_owners(which: ObjectFile) -> dict[SectionOffset, str]:
+    """Return place -> "function::variable" of the static variables inside functions.
 
     Inlining puts statics of one name into one function; the debug information knows whose they are.
     """
-    return {place: f"{owner}::{name_of(die)}" for place, owner, die in _statics(data)}
+    return {place: f"{owner}::{name_of(die)}" for place, owner, die in _statics(which)}
 
 
-def static_lines(data: bytes) -> dict[tuple[int, int], int]:
-    """Return (section, offset) -> line of declaration of the static variables inside functions."""
-    return {place: number_of(die, "DW_AT_decl_line") for place, _, die in _statics(data)}
+def static_lines(which: ObjectFile) -> dict[SectionOffset, int]:
+    """Return place -> line of declaration of the static variables inside functions."""
+    return {place: number_of(die, "DW_AT_decl_line") for place, _, die in _statics(which)}
 
 
-def _statics(data: bytes) -> Iterator[tuple[tuple[int, int], str, DIE]]:
+def _statics(which: ObjectFile) -> Iterator[tuple[SectionOffset, str, DIE]]:
     """Yield place, function and entry of each static variable inside a function."""
-    elf = ELFFile(io.BytesIO(without_tls(data)))
-    table, relocations = elf.get_section_by_name(".symtab"), elf.get_section_by_name(".rela.debug_info")
-    if not isinstance(table, SymbolTableSection) or not isinstance(relocations, RelocationSection):
-        return
-    places: dict[int, tuple[int, int]] = {}
-    for item in relocations.iter_relocations():
-        symbol = table.get_symbol(item["r_info_sym"])
-        if isinstance(symbol["st_shndx"], int):
-            places[item["r_offset"]] = (symbol["st_shndx"], symbol["st_value"] + item["r_addend"])
-    for unit in elf.get_dwarf_info().iter_CUs():
+    for unit in which.debug.units:
         for die in unit.get_top_DIE().iter_children():
             if die.tag == "DW_TAG_subprogram" and name_of(die):
-                yield from _owned(die, name_of(die), places)
+                yield from _owned(die, name_of(die), which.debug.places)
 
 
-def _owned(parent: DIE, owner: str, places: dict[int, tuple[int, int]]) -> Iterator[tuple[tuple[int, int], str, DIE]]:
+def _owned(parent: DIE, owner: str, places: dict[int, SectionOffset]) -> Iterator[tuple[SectionOffset, str, DIE]]:
     for die in parent.iter_children():
         if die.tag == "DW_TAG_variable" and "DW_AT_location" in die.attributes:
             # DW_FORM_exprloc: a length of one byte, DW_OP_addr, then the address that is relocated

@@ -61,7 +61,7 @@ def explain(comparisons: dict[str, Comparison], verdict: Verdict, patch: Path | 
     for label, comparison in sorted(comparisons.items()):
         if not comparison.changed:
             continue
-        old, new = (read_origins(which.data) if lines else Origins() for which in (comparison.old, comparison.new))
+        old, new = (read_origins(which) if lines else Origins() for which in (comparison.old, comparison.new))
         touched = old.touched(lines or {})
         for name, unit in sorted(comparison.changed.items()):
             outlook, because = outlook_of(comparison.old, unit.old, unit.old_parts)

@@ -33,8 +33,8 @@ def check_hazards(
         rest = [c.old for c in comparisons.values() if c is not comparison]
         subject = Subject(
             comparison,
-            read_debug(comparison.old.data),
-            read_debug(comparison.new.data),
+            read_debug(comparison.old),
+            read_debug(comparison.new),
             lambda rest=rest: [*others(), *rest],  # type: ignore[misc]
             running,
             verdict,

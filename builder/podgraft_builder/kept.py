@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 from podgraft_builder.records import Record, read_log
+from podgraft_builder.trees import copy_tree, delete_tree
 
 # What differs from one terminal to the next and says nothing about a build.
 _VOLATILE = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "PODGRAFT_STORE", "PODGRAFT_BIN"})
@@ -42,8 +43,8 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
 
 def keep(root: Path, tree: Path, state: str, store: Path) -> None:
     """Keep the tree as it was built, and note the files outside of it that the compilers read."""
-    shutil.rmtree(root / "kept", ignore_errors=True)
-    shutil.copytree(tree, root / "kept", symlinks=True)
+    delete_tree(root / "kept")
+    copy_tree(tree, root / "kept")
     read = {name for record in read_log(store) for name in record.depends}
     outside = {name: _stamp(name) for name in sorted(read) if not Path(name).is_relative_to(tree)}
     (root / "kept.json").write_text(json.dumps({"state": state, "outside": outside}))
@@ -58,8 +59,8 @@ def restore(root: Path, tree: Path, state: str, store: Path) -> list[Record] | N
     if known["state"] != state or any(_stamp(name) != stamp for name, stamp in known["outside"].items()):
         note.unlink()  # its store is about to be written anew
         return None
-    shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(root / "kept", tree, symlinks=True)
+    delete_tree(tree)
+    copy_tree(root / "kept", tree)
     return read_log(store)
 
 
@@ -80,4 +81,4 @@ def prune(cache: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            shutil.rmtree(note.parent, ignore_errors=True)
+            delete_tree(note.parent)

@@ -11,6 +11,7 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
 from podgraft_builder import code, reloc
+from podgraft_builder.debuginfo import DebugInfo, read_debug_info
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
@@ -172,6 +173,11 @@ class ObjectFile:
     def header(self, index: int) -> Any:
         """Return the raw header of a section."""
         return self._elf.get_section(index).header
+
+    @cached_property
+    def debug(self) -> DebugInfo:
+        """Return the debug information, read once. Raises Refusal."""
+        return read_debug_info(self._elf)
 
     @cached_property
     def lto(self) -> bool:

@@ -4,7 +4,9 @@ import ast
 import hashlib
 import io
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 # One part of the map; others name archives, too, as those that need a shared library, and hold prose (ldlang.c).
@@ -34,20 +36,21 @@ def read_log(store: Path) -> list[Record]:
     log = store / "log"
     if not log.exists():
         return []
-    return [_record(ast.literal_eval(line)) for line in log.read_text().splitlines()]
+    resolved = cache(lambda name: Path(name).resolve())  # the objects of a build read the same headers
+    return [_record(ast.literal_eval(line), resolved) for line in log.read_text().splitlines()]
 
 
-def _record(line: dict[str, str | list[str]]) -> Record:
+def _record(line: dict[str, str | list[str]], resolved: Callable[[str], Path]) -> Record:
     text = {key: value for key, value in line.items() if isinstance(value, str)}
     return Record(
         kind=text["kind"],
         cwd=Path(text["cwd"]),
-        output=Path(text["output"]).resolve(),
+        output=resolved(text["output"]),
         compiler=text.get("compiler", ""),
         arguments=tuple(line.get("arguments", ())),
         source=text.get("source", ""),
         copy=Path(text.get("copy", "")),
-        depends=frozenset(str(Path(name).resolve()) for name in line.get("depends", ())),
+        depends=frozenset(str(resolved(name)) for name in line.get("depends", ())),
         map=Path(text.get("map", "")),
     )
 

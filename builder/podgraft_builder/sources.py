@@ -1,6 +1,5 @@
 """Which functions a patch touches in the source, and what was inlined where (DWARF 5, sections 2.14 and 3.3.8)."""
 
-import io
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -9,9 +8,9 @@ from pathlib import Path
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.die import DIE
-from elftools.elf.elffile import ELFFile
 
-from podgraft_builder.dwarf import declaration_of, linkage_of, without_tls
+from podgraft_builder.dwarf import declaration_of, linkage_of
+from podgraft_builder.objects import ObjectFile
 
 _HUNK = re.compile(r"^@@ -(\d+)(?:,\d+)? \+")
 Touched = dict[str, set[int]]
@@ -62,12 +61,10 @@ def touched_lines(patch: Path) -> Touched:
     return found
 
 
-def read_origins(data: bytes) -> Origins:
+def read_origins(which: ObjectFile) -> Origins:
     """Read where the functions of an object come from."""
-    elf, origins = ELFFile(io.BytesIO(without_tls(data))), Origins()
-    if elf.get_section_by_name(".debug_info") is None:
-        return origins
-    for unit in elf.get_dwarf_info().iter_CUs():
+    origins = Origins()
+    for unit in which.debug.units:
         files = _files(unit)
         for die in _functions(unit.get_top_DIE()):
             declared = declaration_of(die)

@@ -17,6 +17,7 @@ from podgraft_builder.hooks import INCLUDE
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
 from podgraft_builder.stale import remove_configured
+from podgraft_builder.trees import copy_tree, delete_tree
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
@@ -62,15 +63,15 @@ class Workspace:
             return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source, command)
         root = cache_folder() / f"build-{key}"
         for name in ("bin", "new", "plain", "tree"):
-            shutil.rmtree(root / name, ignore_errors=True)
+            delete_tree(root / name)
         return cls(root, source, command, lock)
 
     def remove(self) -> None:
         """Delete the workspace, but for an old build that is kept."""
         if (self.root / "kept.json").is_file():
-            shutil.rmtree(self.tree, ignore_errors=True)
+            delete_tree(self.tree)
         else:
-            shutil.rmtree(self.root, ignore_errors=True)
+            delete_tree(self.root)
         if self.lock is not None:
             self.lock.close()
             kept.prune(cache_folder())
@@ -89,9 +90,8 @@ class Workspace:
 
     def copy_tree(self) -> None:
         """Put a fresh copy of the source tree in place, file times kept, without what was configured for its place."""
-        if self.tree.exists():
-            shutil.rmtree(self.tree)
-        shutil.copytree(self.source, self.tree, symlinks=True)
+        delete_tree(self.tree)
+        copy_tree(self.source, self.tree)
         self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
@@ -107,7 +107,7 @@ class Workspace:
     def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:
         """Run the build command with the wrappers in front; return what they recorded, oldest first."""
         store = self.root / store_name
-        shutil.rmtree(store, ignore_errors=True)
+        delete_tree(store)
         store.mkdir()
         result = subprocess.run(
             ["/bin/sh", "-c", self.command],
@@ -148,21 +148,19 @@ class Workspace:
                 raise Refusal(Reason.BUILD_FAILED, f"{item.source}:\n" + "\n".join(tail))
         return read_log(store)
 
+    def try_patch(self, patch: Path) -> None:
+        """Apply a patch to copies of the files that it names, and forget them. Raises Refusal."""
+        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+            for name in _patched_names(patch):
+                before, copy = self.source / name, Path(folder, name)
+                if before.is_file() and copy.resolve().is_relative_to(folder):  # patch says what it holds of `..`
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(before, copy, follow_symlinks=False)
+            _patch(Path(folder), patch)
+
     def apply_patch(self, patch: Path) -> list[Path]:
-        """Apply a patch as dpkg-source does, keep the line numbers of what it leaves alone; return patched files."""
-        names = _patched_names(patch)
-        result = subprocess.run(
-            ["patch", "-p1", "-F0", "-N", "-t", "-E", "--no-backup-if-mismatch", "-r", "-", "-i", patch.resolve()],
-            cwd=self.tree,
-            capture_output=True,
-            check=False,
-        )
-        if result.returncode != 0 or not names:
-            said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-_TAIL:]
-            applied = any("previously applied" in line for line in said)  # what GNU patch says
-            hint = "the tree has the fix already; give the tree that the running binary was built from"
-            detail = "\n".join(said) or f"{patch} changes no file"
-            raise Refusal(Reason.PATCH_DOES_NOT_APPLY, detail, hint if applied else None)
+        """Apply a patch, keep the line numbers of what it leaves alone; return patched files. Raises Refusal."""
+        names = _patch(self.tree, patch)
         for name in names:
             before, after = self.source / name, self.tree / name
             if after.suffix in C_LIKE and before.is_file() and after.is_file():
@@ -205,6 +203,24 @@ class Workspace:
             path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{wrapper.__file__}" {path.name} "$@"\n')
             path.chmod(0o755)
         return path
+
+
+def _patch(folder: Path, patch: Path) -> list[str]:
+    """Apply a patch as dpkg-source does; return the names of the files. Raises Refusal."""
+    names = _patched_names(patch)
+    result = subprocess.run(
+        ["patch", "-p1", "-F0", "-N", "-t", "-E", "--no-backup-if-mismatch", "-r", "-", "-i", patch.resolve()],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+    )
+    if result.returncode != 0 or not names:
+        said = (result.stdout + result.stderr).decode(errors="replace").strip().splitlines()[-_TAIL:]
+        applied = any("previously applied" in line for line in said)  # what GNU patch says
+        hint = "the tree has the fix already; give the tree that the running binary was built from"
+        detail = "\n".join(said) or f"{patch} changes no file"
+        raise Refusal(Reason.PATCH_DOES_NOT_APPLY, detail, hint if applied else None)
+    return names
 
 
 def _patched_names(patch: Path) -> list[str]:

@@ -21,7 +21,7 @@ from podgraft_bundle.bundle import Bundle, read_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import CveId, Manifest, Name, Symbol
 from podgraft_cli.page import write_page
-from podgraft_cli.rungs import NONE, Rungs, find_rungs
+from podgraft_cli.rungs import NONE, Rungs, find_rungs, ready_engine
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -143,8 +143,9 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
         if explanation.refusal is not None:
             show(explanation)
 
-    outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show_refused)
-    rungs = find_rungs(output, outcome.running)
+    with ready_engine() as engine:  # it takes as long to load as its answer does, and the build is longer
+        outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show_refused)
+        rungs = find_rungs(engine, output, outcome.running)
     show(outcome.explanation, rungs)
     manifest = outcome.bundle.manifest
     if json:

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -21,28 +23,43 @@ def installed() -> Path | None:
     return beside if beside.exists() else Path(found) if found else None
 
 
-class EngineRun:
-    """One engine process; iterate over its events, then read exit_code.
+class Engine:
+    """One engine process, a context: ask it once, read all events, then exit_code.
+
+    It loads while the caller does other work; one that was never asked is ended with the context.
 
     Raises:
         PodgraftError: INTERNAL when the engine is not installed or speaks another protocol.
     """
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.exit_code = ExitCode.FAILED
-
-    def __iter__(self) -> Iterator[Event]:
+    def __init__(self) -> None:
         engine = installed()
         if engine is None:
             raise PodgraftError(Reason.INTERNAL, "podgraft-engine is not installed beside podgraft")
-        with subprocess.Popen([engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-            if child.stdin is None or child.stdout is None:
-                raise PodgraftError(Reason.INTERNAL, "the engine has no pipes")
-            child.stdin.write(self._request.model_dump_json().encode())
-            child.stdin.close()
-            for line in child.stdout:
-                yield _EVENTS.validate_json(line)
-        if child.returncode not in set(ExitCode):
+        self._child = subprocess.Popen([engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._asked = False
+        self.exit_code = ExitCode.FAILED
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._asked:
+            self._child.kill()
+        self._child.__exit__(kind, error, trace)
+
+    def ask(self, request: Request) -> Iterator[Event]:
+        """Yield the events of a request."""
+        child = self._child
+        if child.stdin is None or child.stdout is None:
+            raise PodgraftError(Reason.INTERNAL, "the engine has no pipes")
+        self._asked = True
+        child.stdin.write(request.model_dump_json().encode())
+        child.stdin.close()
+        for line in child.stdout:
+            yield _EVENTS.validate_json(line)
+        if child.wait() not in set(ExitCode):
             raise PodgraftError(Reason.INTERNAL, f"the engine ended with {child.returncode}")
         self.exit_code = ExitCode(child.returncode)

@@ -14,7 +14,7 @@ from rich.table import Table
 from podgraft_bundle import protocol
 from podgraft_bundle.bundle import read_bundle, save_bundle
 from podgraft_bundle.protocol import Event, Request
-from podgraft_cli.engine import EngineRun
+from podgraft_cli.engine import Engine
 from podgraft_cli.signing import TrustedKeys
 from podgraft_cli.signing import check as check_signatures
 
@@ -110,26 +110,27 @@ def _verified(bundle: Path, trusted: list[Path] | None) -> Iterator[Path]:
 
 def _run(request: Request, *, json: bool, live: bool = False) -> None:
     """Run the engine, show its events, and end with its exit code."""
-    run = EngineRun(request)
-    if json or (live and not out.is_terminal):
-        for event in run:
-            out.out(event.model_dump_json())
-            if not json:
-                _explain(event)
-    elif live:
-        _live(run)
-    else:
-        for event in run:
-            _show(event)
-    raise typer.Exit(run.exit_code)
+    with Engine() as engine:
+        events = engine.ask(request)
+        if json or (live and not out.is_terminal):
+            for event in events:
+                out.out(event.model_dump_json())
+                if not json:
+                    _explain(event)
+        elif live:
+            _live(events)
+        else:
+            for event in events:
+                _show(event)
+    raise typer.Exit(engine.exit_code)
 
 
-def _live(run: EngineRun) -> None:
+def _live(events: Iterator[Event]) -> None:
     """Show a bar that moves with the threads."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=out) as bar:
         task = bar.add_task("threads", total=None)
-        for event in run:
+        for event in events:
             if isinstance(event, protocol.Migrated):
                 bar.update(task, completed=event.migrated, total=event.total)
             else:

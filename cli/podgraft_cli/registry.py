@@ -1,15 +1,21 @@
-"""The commands for OCI registries: push, pull."""
+"""The commands for OCI registries: push, pull.
+
+oras takes a third of the time that the whole command line needs to load: it is imported where it is used.
+"""
+# ruff: noqa: PLC0415
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from podgraft_bundle import registry
 from podgraft_bundle.bundle import decode, encode, read_bundle, save_bundle
 from podgraft_cli.authoring import Json, out, print_json
 from podgraft_cli.signing import TrustedKeys, check
+
+if TYPE_CHECKING:
+    from podgraft_bundle import registry
 
 PlainHttp = Annotated[bool, typer.Option("--plain-http", help="Talk to this registry without TLS.")]
 Ca = Annotated[Path | None, typer.Option("--ca", help="PEM file in place of the public certificate authorities.")]
@@ -33,6 +39,8 @@ def push(
 
     Credentials are those of `docker login`. Sign first: a signature is part of what is pushed.
     """
+    from podgraft_bundle import registry
+
     content = read_bundle(bundle)
     pushed = registry.push(encode(content), target, _access(target, ca, plain_http=plain_http))
     if json:
@@ -51,6 +59,8 @@ def pull(
     json: Json = False,
 ) -> None:
     """Fetch a bundle by its digest. With --trusted-key nothing is written unless one of the keys signed it."""
+    from podgraft_bundle import registry
+
     content = decode(registry.pull(reference, _access(reference, ca, plain_http=plain_http)))
     trusted = check(content, trusted_key) if trusted_key else ()
     save_bundle(content, output)
@@ -60,7 +70,9 @@ def pull(
     out.print(f"bundle {output}: {content.digest}", soft_wrap=True, markup=False)
 
 
-def _access(reference: str, ca: Path | None, *, plain_http: bool) -> registry.Access:
+def _access(reference: str, ca: Path | None, *, plain_http: bool) -> "registry.Access":
+    from podgraft_bundle import registry
+
     plain = (registry.parse_reference(reference).host,) if plain_http else ()
     named = os.environ.get("DOCKER_CONFIG")
     return registry.Access(plain_http=plain, ca=ca, credentials=(Path(named) / "config.json",) if named else ())

@@ -1,11 +1,13 @@
 """Where the functions of a new bundle will be entered: the engine is asked, as its own program."""
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from podgraft_bundle.protocol import Failed, Problem, Refused, Request, Surveyed
-from podgraft_cli.engine import EngineRun, installed
+from podgraft_cli.engine import Engine, installed
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,27 @@ class Rungs:
 NONE = Rungs({})
 
 
-def find_rungs(bundle: Path, binary: Path) -> Rungs:
+@contextmanager
+def ready_engine() -> Iterator[Engine | None]:
+    """Start an engine, if there is one, that will be asked for rungs later."""
+    if installed() is None:
+        yield None
+        return
+    with Engine() as engine:
+        yield engine
+
+
+def find_rungs(engine: Engine | None, bundle: Path, binary: Path) -> Rungs:
     """Ask the engine which rung each function of a bundle gets in the file of its module.
 
     Raises:
         PodgraftError: INTERNAL when the engine speaks another protocol.
     """
-    if installed() is None:
+    if engine is None:
         return Rungs({}, unknown="podgraft-engine is not installed beside podgraft")
     found: dict[str, list[str]] = defaultdict(list)
     problems: list[Problem] = []
-    for event in EngineRun(Request(op="sites", bundle=str(bundle), file=str(binary))):
+    for event in engine.ask(Request(op="sites", bundle=str(bundle), file=str(binary))):
         if isinstance(event, Surveyed):
             problems += event.problems
             for site in event.sites:

@@ -59,6 +59,7 @@ def test_refusal(project: Any) -> None:
     assert done.stdout.splitlines()[-1] == "refused: ChangedData"
     assert "initial value of n" in done.stderr
     assert "hint: " in done.stderr
+    assert "podgraft-engine" not in done.stderr  # the one that was to name rungs is ended without a word
     done = build(project, "int work(int a) { return a; }\n", "int work(int a) {return a; }\n", "--json")
     assert (done.returncode, json.loads(done.stdout)["reason"]) == (3, "NoChange")
 

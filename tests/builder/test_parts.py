@@ -1,9 +1,12 @@
 """The parts of the builder, each by itself."""
 
+import io
 import subprocess
 from pathlib import Path
 
 import pytest
+from elftools.dwarf.dwarfinfo import DebugSectionDescriptor
+from elftools.elf.elffile import ELFFile
 from iced_x86 import Decoder
 
 from podgraft_builder import wrapper
@@ -111,12 +114,31 @@ def test_static_variables_know_their_function(tmp_path: Path) -> None:
     which = compiled(
         tmp_path,
         "static inline int in(void) { static int n = 1; return n++; }\n"
-        "int out(void) { static int n = 2; return n++ + in(); }\n",
+        "int out(void) { static int n = 2; static __thread int t = 3; return n++ + in() + t++; }\n",
     )
-    owners = static_owners(which.data)
-    assert sorted(owners.values()) == ["in::n", "out::n"]
+    owners = static_owners(which)
     first = {which.sections[place[0]].data[:1]: owner for place, owner in owners.items()}
-    assert first == {b"\1": "in::n", b"\2": "out::n"}
+    assert first == {b"\1": "in::n", b"\2": "out::n", b"\3": "out::t"}
+
+
+@pytest.mark.parametrize("flags", [("-gdwarf-5",), ("-gdwarf-4",), ("-gz",)], ids=["5", "4", "compressed"])
+def test_debug_sections_are_relocated(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    """What the relocations make of the debug sections is what pyelftools makes of them, one by one."""
+    which = compiled(
+        tmp_path,
+        "struct s { const char *name; long b[4]; };\nstatic int f(struct s *x) { return x->b[1]; }\n"
+        "int g(struct s *x) { static int n; if (!x->name) return n++; return f(x) + f(x + 1); }\nint h;\n",
+        *flags,
+    )
+    ours = which.debug.units[0].dwarfinfo
+    theirs = ELFFile(io.BytesIO(which.data)).get_dwarf_info()
+    seen = 0
+    for name, section in vars(theirs).items():
+        if isinstance(section, DebugSectionDescriptor) and section.name != ".eh_frame":
+            assert vars(ours)[name].stream.getvalue() == section.stream.getvalue(), name
+            seen += 1
+    assert seen > 5
+    assert which.debug.places
 
 
 def test_debug_information(tmp_path: Path) -> None:
@@ -126,7 +148,7 @@ def test_debug_information(tmp_path: Path) -> None:
         "__thread int t;\nstruct s { int a : 3; long b[4]; };\n"
         "long f(const struct s *x, ...) { return x->b[1] + t; }\n",
     )
-    debug = read_debug(which.data)
+    debug = read_debug(which)
     layout = debug.layouts["struct s"]
     assert (layout.size, layout.members) == (40, (("a", 0, "int:3"), ("b", 64, "long int[4]")))
     assert debug.signatures["f"] == "long int (struct s*, ...)"

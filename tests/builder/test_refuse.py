@@ -1,10 +1,12 @@
 """What cannot be patched safely is refused, each with its own reason; what is close to it is not."""
 
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from podgraft_builder.workspace import Workspace
 from podgraft_bundle.errors import Reason, Refusal
 
 MAIN = """
@@ -222,6 +224,21 @@ def test_patch_does_not_apply(project: Any) -> None:
     error = refused(project, old, new)
     assert error.reason is Reason.PATCH_DOES_NOT_APPLY
     assert "lib.c" in error.detail
+
+
+def test_patch_that_names_a_file_outside_of_the_tree(tmp_path: Path) -> None:
+    """It is refused as patch itself does, and no copy of the file appears anywhere."""
+    source, root = tmp_path / "source", tmp_path / "root"
+    source.mkdir()
+    (tmp_path / "outside.c").write_text("int a = 1;\n")
+    patch = tmp_path / "fix.patch"
+    patch.write_text("--- a/../outside.c\n+++ b/../outside.c\n@@ -1 +1 @@\n-int a = 1;\n+int a = 2;\n")
+    space = Workspace(root, source, "make")
+    with pytest.raises(Refusal) as caught:
+        space.try_patch(patch)
+    assert caught.value.reason is Reason.PATCH_DOES_NOT_APPLY
+    assert list(root.rglob("outside.c")) == []
+    assert (tmp_path / "outside.c").read_text() == "int a = 1;\n"
 
 
 def test_tree_that_has_the_fix_already(project: Any) -> None:
