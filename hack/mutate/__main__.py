@@ -1,15 +1,21 @@
 """`python -m hack.mutate COUNT SEED`: that many random edits of Redis; then docs/mutate.md."""
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 
+from hack.mutate.commands import COMMANDS
 from hack.mutate.editor import KINDS
 from hack.mutate.play import Ground, Result
-from hack.mutate.target import redis_target
+from hack.mutate.target import Target, redis_target
 from hack.tools import REPOSITORY, ToolFailedError, cache, digest_of, lock, main, say
 
 FILE = REPOSITORY / "docs" / "mutate.md"
@@ -20,7 +26,9 @@ Each edit changes one thing in one function (or struct) of Redis, at random, and
 Where it is accepted, a running server is patched, and its answers to a probe of {commands} commands are compared with
 those of a server that was started with the edited source; then it is reverted and compared with the original. Where
 the builder says that no machine code differs, the server with the edited source is compared with the original.
-"seen" counts the edits that the probe tells from the original; the others were compared all the same.
+"seen" counts the edits that the probe tells from the original; the others were compared all the same. "undefined"
+counts edits whose answers differ, and that C gives no meaning: a program that is started with the edited source is
+stopped by AddressSanitizer in the same probe, and one with the original source is not.
 
 """
 
@@ -32,10 +40,8 @@ def mutate() -> None:
         target = redis_target()
         parts = [REPOSITORY / name for name in ("builder", "bundle", "nodeagent/podgraft_engine", "hack/mutate")]
         home = cache() / "mutate" / digest_of(str(target.source), *parts)
-        home.mkdir(parents=True, exist_ok=True)
-        ground = Ground(target, home)
-        results = [_one(ground, home, number, seed) for number in range(count)]
-    text = "\n".join(_page(results, seed, len(ground.before)))
+        results = _all(target, home, count, seed)
+    text = "\n".join(_page(results, seed))
     FILE.write_text(text + "\n")
     print(text)
     bad = [result for result in results if result.problems]
@@ -43,34 +49,75 @@ def mutate() -> None:
         raise ToolFailedError(f"{len(bad)} edits behave otherwise: {', '.join(str(r.number) for r in bad)}")
 
 
-def _one(ground: Ground, home: Path, number: int, seed: int) -> Result:
-    kept = home / f"{seed}-{number}.json"
-    if kept.is_file():
-        return Result(**json.loads(kept.read_text()))
-    result = ground.play(number, seed)
-    kept.write_text(json.dumps(asdict(result)))
-    say(f"{number}: {result.kind}, {result.where}: {result.verdict}{', seen' if result.seen else ''}")
-    for problem in result.problems:
-        say(f"    {problem}")
+def _all(target: Target, home: Path, count: int, seed: int) -> list[Result]:
+    """Play what is not known yet, as many at a time as there are processors, each on a ground of its own."""
+    jobs = os.cpu_count() or 1
+    unknown: SimpleQueue[int] = SimpleQueue()
+    for number in range(count):
+        if not _file(home, number, seed).is_file():
+            unknown.put(number)
+
+    ended = threading.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sign, lambda *_: ended.set())  # what is under way is finished
+
+    def work(job: int) -> None:
+        folder = home / f"ground-{job}"
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            ground = Ground(target, folder)
+            while not (ended.is_set() or unknown.empty()):
+                number = unknown.get()
+                _show(_keep(ground.play(number, seed), _file(home, number, seed)))
+        except Exception:
+            ended.set()
+            raise
+
+    with ThreadPoolExecutor(jobs) as pool:
+        for done in [pool.submit(work, job) for job in range(jobs if unknown.qsize() else 0)]:
+            done.result()
+    if ended.is_set():
+        sys.exit(143)
+    return [Result(**json.loads(_file(home, number, seed).read_text())) for number in range(count)]
+
+
+def _file(home: Path, number: int, seed: int) -> Path:
+    return home / f"{seed}-{number}.json"
+
+
+def _keep(result: Result, file: Path) -> Result:
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(result)))
+    partial.rename(file)
     return result
 
 
-def _page(results: list[Result], seed: int, commands: int) -> Iterator[str]:
-    yield HEAD.format(count=len(results), seed=seed, commands=commands).rstrip() + "\n"
-    yield "| edit | number | identical machine code | accepted | seen | refused | mismatches |"
-    yield "|---|---|---|---|---|---|---|"
+def _show(result: Result) -> None:
+    seen, undefined = ", seen" if result.seen else "", f", undefined: {result.undefined}" if result.undefined else ""
+    say(f"{result.number}: {result.kind}, {result.where}: {result.verdict}{seen}{undefined}")
+    for problem in result.problems:
+        say(f"    {problem}")
+
+
+def _page(results: list[Result], seed: int) -> Iterator[str]:
+    yield HEAD.format(count=len(results), seed=seed, commands=len(COMMANDS)).rstrip() + "\n"
+    yield "| edit | number | identical machine code | accepted | seen | refused | undefined | mismatches |"
+    yield "|---|---|---|---|---|---|---|---|"
     for kind in [*sorted(KINDS), "all"]:
         yield _row(kind, [r for r in results if kind in {r.kind, "all"}])
     for result in results:
-        for problem in result.problems:
-            yield f"\n{result.number} ({result.kind}, {result.where}): {problem}"
+        place = f"\n{result.number} ({result.kind}, {result.where})"
+        yield from (f"{place}: {problem}" for problem in result.problems)
+        if result.undefined:
+            yield f"{place} is undefined: {result.undefined}"
 
 
 def _row(kind: str, some: list[Result]) -> str:
     verdicts = Counter(result.verdict for result in some)
     refused = {reason: n for reason, n in sorted(verdicts.items()) if reason not in {"accepted", "identical"}}
     cells = [kind, len(some), verdicts["identical"], verdicts["accepted"], sum(r.seen for r in some)]
-    cells += [", ".join(f"{n} {reason}" for reason, n in refused.items()) or "-", sum(bool(r.problems) for r in some)]
+    cells += [", ".join(f"{n} {reason}" for reason, n in refused.items()) or "-"]
+    cells += [sum(bool(r.undefined) for r in some), sum(bool(r.problems) for r in some)]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

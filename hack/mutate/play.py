@@ -1,6 +1,7 @@
 """One edit: a bundle, a process that is patched with it, and a process that was started with the edited source."""
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from hack.mutate.target import Target
 from hack.tools import REPOSITORY, ToolFailedError
 
 PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
+OTHER = "answers differ"
 AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
 
 
@@ -19,7 +21,8 @@ AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets
 class Result:
     """verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal.
 
-    problems: everything that must not be: another answer, a transition that fails.
+    problems: everything that must not be: another answer, a transition that fails. undefined: what AddressSanitizer
+    says of a program that is started with the edit, where that explains other answers: C gives it no meaning.
     """
 
     number: int
@@ -29,6 +32,7 @@ class Result:
     functions: int = 0
     seen: bool = False
     problems: list[str] = field(default_factory=list)
+    undefined: str = ""
 
 
 class Ground:
@@ -47,13 +51,16 @@ class Ground:
 
     def fresh_build(self) -> bool:
         """Build the fresh tree as it is; False where its source does not compile."""
-        words = ["nice", "sh", "-c", self.target.build]
+        return self._build_in(self.tree, self.target.build)
+
+    def _build_in(self, tree: Path, command: str) -> bool:
         log = self.folder / "fresh.log"
         with log.open("w") as out:
-            return subprocess.run(words, cwd=self.tree, stdout=out, stderr=out, check=False).returncode == 0
+            words = ["nice", "sh", "-c", command]
+            return subprocess.run(words, cwd=tree, stdout=out, stderr=out, check=False).returncode == 0
 
     def _answers(self, binary: Path) -> list[str]:
-        with self.target.start(binary, self.folder) as (_, ask):
+        with self.target.start(binary, self.folder, {}) as (_, ask):
             return ask()
 
     def play(self, number: int, seed: int) -> Result:
@@ -79,7 +86,37 @@ class Ground:
             self._compare("the program of the same machine code", self.before, after, result)
         else:
             self._patch(after, result)
+        if result.problems and all(OTHER in problem for problem in result.problems):
+            self._settle(file, change.text, result)
         return result
+
+    def _settle(self, file: str, text: str, result: Result) -> None:
+        """Ask AddressSanitizer whether the program with the edit does anything that C gives a meaning."""
+        if self.fault(file, None):
+            return  # the original has faults of its own: what is said of the edit would prove nothing
+        result.undefined = self.fault(file, text)
+        if result.undefined:
+            result.problems.clear()
+
+    def fault(self, file: str, text: str | None) -> str:
+        """Return the first line of what AddressSanitizer says of the program with (or without) an edit."""
+        tree, report = self.folder / "sanitized", self.folder / "report"
+        if not tree.exists():
+            shutil.copytree(self.target.source, tree, symlinks=True)
+        original = (self.target.source / file).read_text()
+        (tree / file).write_text(text or original)
+        try:
+            if not self._build_in(tree, self.target.sanitized):
+                raise ToolFailedError(f"{file} cannot be built with AddressSanitizer; see {self.folder}/fresh.log")
+            for old in self.folder.glob("report.*"):
+                old.unlink()
+            options = {"ASAN_OPTIONS": f"log_path={report}:detect_leaks=0"}
+            with self.target.start(tree / self.target.binary, self.folder, options) as (_, ask):
+                ask()
+        finally:
+            (tree / file).write_text(original)
+        said = [line for found in self.folder.glob("report.*") for line in found.read_text().splitlines()]
+        return next((line.partition("ERROR: ")[2] for line in said if "ERROR: " in line), "")
 
     def _build(self, change: Edit, file: str, text: str, result: Result) -> None:
         for side, content in (("a", text), ("b", change.text)):
@@ -95,6 +132,7 @@ class Ground:
                 *(f"--build={self.target.build}", f"--binary={self.target.binary}"),
                 *(f"--running={self.target.running}", "--name=edit", f"--output={self.folder}/edit.graft", "--json"),
             ],
+            env={**os.environ, "PODGRAFT_CACHE": str(self.folder)},  # a place of its own for the old build
             capture_output=True,
             text=True,
             check=False,
@@ -111,7 +149,7 @@ class Ground:
             result.verdict = "identical"
 
     def _patch(self, after: list[str], result: Result) -> None:
-        with self.target.start(self.target.running, self.folder) as (child, ask):
+        with self.target.start(self.target.running, self.folder, {}) as (child, ask):
             if not self._podgraft("apply", child.pid, self.folder / "edit.graft", result):
                 return
             self._compare("patched", after, ask(), result)
@@ -140,4 +178,4 @@ class Ground:
         if differ:
             first = differ[0]
             texts = " and ".join(repr(which[first : first + 1])[:200] for which in (expected, got))
-            result.problems.append(f"{what}: {len(differ)} answers differ, the first is number {first}: {texts}")
+            result.problems.append(f"{what}: {len(differ)} {OTHER}, the first is number {first}: {texts}")

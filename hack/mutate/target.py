@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,34 +32,40 @@ Ask = Callable[[], list[str]]
 class Target:
     """source: the tree. built: the same, built in place. build, binary: as for `podgraft build`. running: what runs.
 
-    files: file -> pattern of the functions to edit. extra: see `editor.edit`. start: a process with a function that
-    plays the probe from its beginning and returns all answers.
+    sanitized: as build, but with AddressSanitizer. files: file -> pattern of the functions to edit. extra: see
+    `editor.edit`. start: a process with more in its environment, and a function that plays the probe from its
+    beginning and returns all answers.
     """
 
     source: Path
     built: Path
     build: str
+    sanitized: str
     binary: str
     running: Path
     files: dict[str, str]
     extra: str
-    start: Callable[[Path, Path], contextlib.AbstractContextManager[tuple[subprocess.Popen[bytes], Ask]]]
+    start: Callable[
+        [Path, Path, Mapping[str, str]], contextlib.AbstractContextManager[tuple[subprocess.Popen[bytes], Ask]]
+    ]
 
 
 def redis_target() -> Target:
     """Return Redis, as the demo patches it."""
     made = redis.prepare()
     extra = "if (VALUE % 3 == 0 && c->argc > 1) { addReplyLongLong(c, VALUE); return; }"
-    return Target(made.tree, made.built, redis.BUILD, redis.BINARY, made.server, FILES, extra, start_redis)
+    sanitized = f"{redis.BUILD} SANITIZER=address"
+    return Target(made.tree, made.built, redis.BUILD, sanitized, redis.BINARY, made.server, FILES, extra, start_redis)
 
 
 @contextmanager
-def start_redis(binary: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
+def start_redis(binary: Path, folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
     """Start a server that listens on a socket in the folder alone."""
     path = folder / "socket"
     path.unlink(missing_ok=True)
     words: list[str | Path] = [binary, "--port", "0", "--unixsocket", path, "--save", "", "--dir", folder, "--hz", "1"]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(words, stdout=quiet, stderr=quiet, env={**os.environ, **env}) as child:
         try:
             _wait(child, path)
             yield child, lambda: _probe(path)

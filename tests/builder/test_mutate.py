@@ -1,15 +1,18 @@
 """Random edits of a small program, as `make mutate` makes them of Redis: a patched process equals a fresh one."""
 
+import contextlib
+import os
 import random
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from hack.mutate.editor import KINDS, functions
+from hack.mutate import play
+from hack.mutate.editor import KINDS, Edit, functions
 from hack.mutate.play import Ground
 from hack.mutate.target import Ask, Target
 
@@ -73,23 +76,28 @@ EXTRA = "if (VALUE % 3 == 0) { reply(c, VALUE); return; }"
 
 
 @contextmanager
-def start(binary: Path, _folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
-    with subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+def start(binary: Path, _folder: Path, env: Mapping[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], Ask]]:
+    with subprocess.Popen([binary], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **env}) as child:
 
         def ask() -> list[str]:
             assert child.stdin is not None
             assert child.stdout is not None
             answers = []
-            for word in WORDS:
-                child.stdin.write(f"{word}\n".encode())
-                child.stdin.flush()
-                answers.append(child.stdout.readline().decode())
+            try:
+                for word in WORDS:
+                    child.stdin.write(f"{word}\n".encode())
+                    child.stdin.flush()
+                    answers.append(child.stdout.readline().decode())
+            except BrokenPipeError:
+                answers.append("gone")
             return answers
 
         try:
             yield child, ask
         finally:
             child.kill()
+            with contextlib.suppress(BrokenPipeError):
+                child.communicate()
 
 
 @pytest.fixture
@@ -105,7 +113,10 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
     shutil.copy(built / "small", running)
     work = tmp_path / "work"
     work.mkdir()
-    return Ground(Target(source, built, build, "small", running, {"small.c": r"\w+Command|lookup"}, EXTRA, start), work)
+    files = {"small.c": r"\w+Command|lookup"}
+    return Ground(
+        Target(source, built, build, f"{build} -fsanitize=address", "small", running, files, EXTRA, start), work
+    )
 
 
 def test_edits_behave_as_after_a_new_start(ground: Ground) -> None:
@@ -120,6 +131,21 @@ def test_a_wrong_answer_is_seen(ground: Ground, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Ground, "fresh_build", lambda _self: True)  # the fresh program stays the unedited one
     results = [ground.play(number, seed=5) for number in range(3)]
     assert any("answers differ" in problem for result in results for problem in result.problems)
+
+
+@pytest.mark.parametrize(
+    ("new", "undefined"), [("entries[at + 8].value += 3", True), ("entries[at].value += 4", False)]
+)
+def test_only_an_edit_without_a_meaning_is_excused(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch, new: str, undefined: bool
+) -> None:
+    """Of two edits with other answers, AddressSanitizer tells the one that goes behind an array from the other."""
+    text = SOURCE.replace("entries[at].value += 3", new)
+    monkeypatch.setattr(play, "edit", lambda *_: Edit("constant", "countCommand", text))
+    monkeypatch.setattr(Ground, "fresh_build", lambda _self: True)  # the fresh program stays the unedited one
+    result = ground.play(1, seed=5)
+    assert ("global-buffer-overflow" in result.undefined) is undefined
+    assert bool(result.problems) is not undefined
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
