@@ -12,8 +12,12 @@ def copy_tree(source: Path, target: Path) -> None:
 
 
 def delete_tree(folder: Path) -> None:
-    """Delete a folder with all that is in it, if it is there. Raises OSError."""
-    _run("rm", "-rf", "--", folder)
+    """Delete a folder with all that is in it, if it is there, also folders that are read-only. Raises OSError."""
+    try:
+        _run("rm", "-rf", "--", folder)
+    except OSError:
+        _run("chmod", "-R", "u+rwx", "--", folder)
+        _run("rm", "-rf", "--", folder)
 
 
 def _run(*words: str | Path) -> None:
