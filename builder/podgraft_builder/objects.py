@@ -12,6 +12,7 @@ from elftools.elf.sections import SymbolTableSection
 
 from podgraft_builder import code, reloc
 from podgraft_builder.debuginfo import DebugInfo, read_debug_info
+from podgraft_builder.symtab import read_symbols
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
@@ -132,8 +133,8 @@ class ObjectFile:
         self.data = data
         self._elf = ELFFile(io.BytesIO(data))
         table = self._elf.get_section_by_name(".symtab")
-        raw = list(table.iter_symbols()) if isinstance(table, SymbolTableSection) else []
-        self.symbols = [_symbol(item) for item in raw]
+        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
+        self.symbols = [Symbol(e.name, e.kind, e.bind, e.section, e.value, e.size, e.special) for e in entries]
         self.sections = {item.index: item for item in self._read_sections()}
 
     def _read_sections(self) -> list[Section]:
@@ -310,17 +311,3 @@ def place_of(item: Relocation, bias: int) -> Place:
 def base_name(name: str) -> str:
     """Return the name of a static local without its number (`count.3` -> `count`)."""
     return _SUFFIX.sub("", name)
-
-
-def _symbol(item: object) -> Symbol:
-    entry = item.entry  # type: ignore[attr-defined]
-    index = entry["st_shndx"]
-    return Symbol(
-        name=item.name,  # type: ignore[attr-defined]
-        kind=entry["st_info"]["type"],
-        bind=entry["st_info"]["bind"],
-        section=index if isinstance(index, int) else None,
-        value=entry["st_value"],
-        size=entry["st_size"],
-        special="" if isinstance(index, int) else index,
-    )

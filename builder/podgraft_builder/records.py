@@ -36,21 +36,21 @@ def read_log(store: Path) -> list[Record]:
     log = store / "log"
     if not log.exists():
         return []
-    resolved = cache(lambda name: Path(name).resolve())  # the objects of a build read the same headers
+    resolved = cache(lambda name: str(Path(name).resolve()))  # the objects of a build read the same headers
     return [_record(ast.literal_eval(line), resolved) for line in log.read_text().splitlines()]
 
 
-def _record(line: dict[str, str | list[str]], resolved: Callable[[str], Path]) -> Record:
+def _record(line: dict[str, str | list[str]], resolved: Callable[[str], str]) -> Record:
     text = {key: value for key, value in line.items() if isinstance(value, str)}
     return Record(
         kind=text["kind"],
         cwd=Path(text["cwd"]),
-        output=resolved(text["output"]),
+        output=Path(resolved(text["output"])),
         compiler=text.get("compiler", ""),
         arguments=tuple(line.get("arguments", ())),
         source=text.get("source", ""),
         copy=Path(text.get("copy", "")),
-        depends=frozenset(str(resolved(name)) for name in line.get("depends", ())),
+        depends=frozenset(resolved(name) for name in text.get("depends", "").split("\0") if name),
         map=Path(text.get("map", "")),
     )
 

@@ -1,5 +1,6 @@
 """Where everything that new code refers to lies in the running binary: the undefined symbols of patch.o."""
 
+import itertools
 from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
@@ -137,8 +138,7 @@ class References:
     def _add(self, wish: str, label: str, reference: Reference) -> str:
         """Give a reference a symbol of its own; the same thing gets the same symbol."""
         source = self.proofs[label].object.source if label in self.proofs else label
-        names = [wish, f"{wish}.{source}", *(f"{wish}.{source}.{n}" for n in range(1, 10000))]
-        for name in names:
+        for name in itertools.chain((wish, f"{wish}.{source}"), (f"{wish}.{source}.{n}" for n in range(1, 10000))):
             known = self.made.get(name)
             named = reference.model_copy(update={"symbol": name})
             if known == named:

@@ -16,6 +16,7 @@ from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
 from podgraft_builder.objects import WEAK
+from podgraft_builder.symtab import read_symbols
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -180,7 +181,7 @@ class RunningBinary:
         table = self._elf.get_section_by_name(".dynsym")
         if not isinstance(table, SymbolTableSection):
             return set()
-        return {s.name for s in table.iter_symbols() if isinstance(s["st_shndx"], int)}
+        return {entry.name for entry in read_symbols(table) if entry.section is not None}
 
     @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:
@@ -269,19 +270,17 @@ class RunningBinary:
 
 def _read_symbols(table: SymbolTableSection) -> list[Named]:
     found, file, forced = [], "", False
-    for item in table.iter_symbols():
-        kind, bind = item["st_info"]["type"], item["st_info"]["bind"]
-        if kind == "STT_FILE":
+    for item in read_symbols(table):
+        if item.kind == "STT_FILE":
             # GNU ld drops the visibility of hidden names that it makes local, and puts them behind a file without a
             # name, so that they do not seem to belong to the file before (bfd/elflink.c, bfd_elf_final_link).
             file, forced = item.name, not item.name
-        elif isinstance(item["st_shndx"], int) and item.name:
-            local = bind == "STB_LOCAL"
+        elif item.section is not None and item.name:
+            local = item.bind == "STB_LOCAL"
             name = item.name.split("@", 1)[0]
-            hidden = (local and forced) or item["st_other"]["visibility"] in ("STV_HIDDEN", "STV_INTERNAL")
+            hidden = (local and forced) or item.visibility in {"STV_HIDDEN", "STV_INTERNAL"}
             where = file if local else ""
-            address, size = item["st_value"], item["st_size"]
-            found.append(Named(name, where, kind, local, address, size, hidden, bind in WEAK))
+            found.append(Named(name, where, item.kind, local, item.value, item.size, hidden, item.bind in WEAK))
     return found
 
 

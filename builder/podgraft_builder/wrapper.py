@@ -140,7 +140,7 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
             source=absolute(source),
             output=absolute(output),
             copy=copy,
-            depends=[absolute(source), *read_dependencies(own)],
+            depends="\0".join([absolute(source), *read_dependencies(own)]),  # one literal: it is parsed at once
         )
     return code
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from elftools.dwarf.dwarfinfo import DebugSectionDescriptor
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 from iced_x86 import Decoder
 
 from podgraft_builder import wrapper
@@ -18,6 +19,7 @@ from podgraft_builder.dwarf import read_debug, static_owners
 from podgraft_builder.lines import keep_line_numbers
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.records import archive_members
+from podgraft_builder.symtab import read_symbols
 from podgraft_builder.trees import copy_tree, delete_tree
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
 
@@ -122,6 +124,29 @@ def test_static_variables_know_their_function(tmp_path: Path) -> None:
     owners = static_owners(which)
     first = {which.sections[place[0]].data[:1]: owner for place, owner in owners.items()}
     assert first == {b"\1": "in::n", b"\2": "out::n", b"\3": "out::t"}
+
+
+def test_symbols_are_those_of_pyelftools(tmp_path: Path) -> None:
+    """A whole table read at once says what pyelftools says of each entry."""
+    which = compiled(
+        tmp_path,
+        '__attribute__((visibility("hidden"))) int hidden(void) { return 1; }\n__attribute__((weak)) int weak;\n'
+        "static int local;\n__thread int t;\nextern int far(void);\nint *f(void) { return far() ? &local : &t; }\n"
+        '__asm__(".globl fixed; fixed = 0x1234; .comm shared, 8, 8");\n',
+    )
+    table = ELFFile(io.BytesIO(which.data)).get_section_by_name(".symtab")
+    assert isinstance(table, SymbolTableSection)
+    theirs = [
+        (
+            *(symbol.name, symbol["st_info"]["type"], symbol["st_info"]["bind"], symbol["st_other"]["visibility"]),
+            *(symbol["st_shndx"], symbol["st_value"], symbol["st_size"]),
+        )
+        for symbol in table.iter_symbols()
+    ]
+    entries = read_symbols(table)
+    ours = [(e.name, e.kind, e.bind, e.visibility, e.special or e.section, e.value, e.size) for e in entries]
+    assert ours == theirs
+    assert {"SHN_UNDEF", "SHN_ABS", "SHN_COMMON"} <= {entry.special for entry in entries}
 
 
 @pytest.mark.parametrize("flags", [("-gdwarf-5",), ("-gdwarf-4",), ("-gz",)], ids=["5", "4", "compressed"])
