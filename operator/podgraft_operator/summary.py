@@ -41,8 +41,11 @@ def summarize(
     """Return the whole status; conditions keep their transition time where nothing changed."""
     bundle = bundle or before.bundle
     states = plan.states
-    counts = _counts(states, taken_back=bool(rollout and rollout.failure and rollout.failure.reverting))
-    threads = _threads(states)
+    if leaving:
+        counts, threads = _left(states, before.pods), _threads(states)
+    else:
+        counts = _counts(states, taken_back=bool(rollout and rollout.failure and rollout.failure.reverting))
+        threads = _threads(one for one in states if one.wanted)
     failures = tuple(failure for state in states for failure in _failures(state))
     stragglers = tuple(one for state in states for one in _stragglers(state))
     if leaving:
@@ -83,12 +86,19 @@ def _counts(states: tuple[PodState, ...], *, taken_back: bool) -> PodCounts:
     )
 
 
+def _left(states: tuple[PodState, ...], before: PodCounts | None) -> PodCounts:
+    """Count down a deletion: the pods that are not yet back, of all that there were when it began."""
+    failed = sum(one.standing is Standing.FAILED for one in states)
+    known = before.matched - before.not_applicable if before is not None else 0
+    return PodCounts(matched=max(known, len(states)), patched=len(states) - failed, failed=failed)
+
+
 def _reports(states: Iterable[PodState]) -> Iterator[ItemReport]:
     return (one.placed.report for one in states if one.placed is not None and one.placed.report is not None)
 
 
-def _threads(states: tuple[PodState, ...]) -> ThreadCounts:
-    reports = list(_reports(one for one in states if one.wanted))
+def _threads(states: Iterable[PodState]) -> ThreadCounts:
+    reports = list(_reports(states))
     return ThreadCounts(
         total=sum(one.threads_total for one in reports), migrated=sum(one.threads_migrated for one in reports)
     )

@@ -37,8 +37,9 @@ def shop(kubectl: Kubectl) -> Iterator[Shop]:
 
 
 @pytest.fixture
-def patched(shop: Shop) -> dict[str, Server]:
-    """Three patched pods; returns their servers."""
+def patched(shop: Shop, kubeconfig: Path) -> dict[str, Server]:
+    """Three patched pods, by the chart as it is by default; returns their servers."""
+    on_cluster.install(kubeconfig)
     shop.patch()
     until("a whole rollout", lambda: is_done(shop))
     return shop.servers()

@@ -216,11 +216,13 @@ def test_a_pod_with_a_seccomp_profile(shop: Shop, system: System) -> None:
     create_pod(shop, "filtered", containers=[redis("one", 6379)], securityContext=profile)
     shop.patch(selector=OTHERS, containers=[])
     until("the refusal", lambda: stands_at(shop, "SeccompForbids"))
-    install(system.kubeconfig, "--set=agent.readSeccompFilters=true")
-    until("a patched process", lambda: processes(shop, "filtered") == {"one": "Applied"})
-    shop.unpatch()
+    try:
+        install(system.kubeconfig, "--set=agent.readSeccompFilters=true")
+        until("a patched process", lambda: processes(shop, "filtered") == {"one": "Applied"})
+        shop.unpatch()
+    finally:
+        install(system.kubeconfig)
     shop.kubectl.run("delete", "pod", "filtered")
-    install(system.kubeconfig)
 
 
 def test_what_an_agent_may_not_do(system: System, shop: Shop, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,6 +58,32 @@ def test_silent_agent_is_reported_in_a_rollout(cluster: Cluster) -> None:
     cluster.wait_condition("Ready", "Patched")
 
 
+def test_a_deletion_counts_down(cluster: Cluster) -> None:
+    """While pods go back, `kubectl get` tells how many, and how many of their threads, are still patched."""
+    cluster.add_config_map(make_graft())
+    for number in range(2):
+        cluster.add_pod(f"redis-{number}", number)
+    cluster.apply(strategy={"maxParallel": 2})
+    for number in range(2):
+        cluster.wait_items(number)
+        cluster.answer(number)
+    cluster.wait_condition("Ready", "Patched")
+    cluster.api.delete(cluster.path("livepatches", "lp"))
+    cluster.wait_items(0, "Reverted")
+    cluster.wait_items(1, "Reverted")
+    cluster.answer(1)
+
+    def shown() -> list[str]:
+        cluster.answer(0, "Reverting", threadsMigrated=3)
+        status = cluster.live_patch()["status"]
+        assert status["pods"]["matched"] == 2
+        return [status["summary"]["patched"], status["summary"]["threads"]]
+
+    wait(lambda: shown() == ["1/2", "3/8"], "counted down")
+    cluster.answer(0)
+    wait(cluster.gone, "gone")
+
+
 def test_busy_agent_is_waited_for_but_not_for_ever(cluster: Cluster) -> None:
     """An agent that reports a thread it cannot revert is waited for; after revertSeconds the deletion ends."""
     patched(cluster)
