@@ -7,7 +7,8 @@ from podgraft_builder import reloc
 from podgraft_builder.dwarf import static_lines, static_owners
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
-from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, Symbol, base_name, place_of
+from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
+from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 
 CLASS_TABLES = ("_ZTV", "_ZTI", "_ZTS", "_ZTT")  # vtable, type information, its name, VTT (Itanium C++ ABI, 5.1.4)

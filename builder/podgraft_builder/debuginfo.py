@@ -5,20 +5,23 @@ pyelftools applies them one parsed entry at a time, which takes most of the time
 
 import struct
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from elftools.dwarf.compileunit import CompileUnit
 from elftools.dwarf.dwarfinfo import DebugSectionDescriptor
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
 
 from podgraft_builder import reloc
-from podgraft_builder.symtab import Entry, read_symbols
+from podgraft_builder.symtab import Symbol, read_symbols
 from podgraft_bundle.errors import Reason, Refusal
 
 _RELOCATION = struct.Struct("<QIIq")  # Elf64_Rela: offset, type, symbol, addend
 _NONE = 0  # R_X86_64_NONE
 # Where a thread-local variable lies in its block: nobody here reads the number.
 _UNWRITTEN = frozenset({_NONE, reloc.R_DTPOFF64, reloc.R_DTPOFF32})
+_INFO = ".debug_info"
 
 SectionOffset = tuple[int, int]
 
@@ -31,30 +34,40 @@ class DebugInfo:
     places: dict[int, SectionOffset] = field(default_factory=dict)
 
 
+@lru_cache(maxsize=6)
 def read_debug_info(elf: ELFFile) -> DebugInfo:
-    """Read the debug information of a relocatable object, empty where it has none. Raises Refusal."""
-    if elf.get_section_by_name(".debug_info") is None:
+    """Read the debug information of a relocatable object, empty where it has none. Raises Refusal.
+
+    What is parsed of it takes many times its size: it is kept for the old and new objects of a usual fix, not for all.
+    """
+    count = sum(section.name == _INFO and section["sh_size"] > 0 for section in elf.iter_sections())
+    if count == 0:
         return DebugInfo()
-    dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False)
+    if count > 1:  # pyelftools reads one, and a change in the others would not be seen
+        raise Refusal(
+            Reason.UNSUPPORTED_CHANGE, f"{count} sections are named {_INFO}", "compile with -fno-debug-types-section"
+        )
+    tables = {
+        elf.get_section(section["sh_info"])["sh_offset"]: section.data()
+        for section in elf.iter_sections()
+        if isinstance(section, RelocationSection)
+    }
     table = elf.get_section_by_name(".symtab")
     symbols = read_symbols(table) if isinstance(table, SymbolTableSection) else []
-    places: dict[int, SectionOffset] = {}
-    for section in vars(dwarf).values():
-        if isinstance(section, DebugSectionDescriptor) and section.name.startswith(".debug"):
-            found = _apply(section, elf, symbols)
-            if section.name == ".debug_info":
-                places = found
-    return DebugInfo(tuple(dwarf.iter_CUs()), places)
+    dwarf = elf.get_dwarf_info(relocate_dwarf_sections=False)
+    sections = [one for one in vars(dwarf).values() if isinstance(one, DebugSectionDescriptor) and one.size]
+    debug = [one for one in sections if one.name.startswith(".debug")]  # and not .eh_frame
+    meant = {one.name: _apply(one, tables.get(one.global_offset or 0, b""), symbols) for one in debug}
+    return DebugInfo(tuple(dwarf.iter_CUs()), meant[_INFO])
 
 
-def _apply(section: DebugSectionDescriptor, elf: ELFFile, symbols: list[Entry]) -> dict[int, SectionOffset]:
+def _apply(section: DebugSectionDescriptor, table: bytes, symbols: list[Symbol]) -> dict[int, SectionOffset]:
     """Write what the relocations of a section say into it, and return what they mean."""
-    table = elf.get_section_by_name(f".rela{section.name}")
     places: dict[int, SectionOffset] = {}
-    for offset, kind, symbol, addend in _RELOCATION.iter_unpack(table.data() if table is not None else b""):
-        meant = symbols[symbol]
-        if meant.section is not None:
-            places[offset] = meant.section, meant.value + addend
+    for offset, kind, number, addend in _RELOCATION.iter_unpack(table):
+        symbol = symbols[number]
+        if symbol.section is not None:
+            places[offset] = symbol.section, symbol.value + addend
         if kind in _UNWRITTEN:
             continue
         if kind not in {reloc.R_64, reloc.R_32}:
@@ -63,5 +76,5 @@ def _apply(section: DebugSectionDescriptor, elf: ELFFile, symbols: list[Entry]) 
             )
         size = reloc.width(kind)
         section.stream.seek(offset)
-        section.stream.write(((meant.value + addend) % (1 << 8 * size)).to_bytes(size, "little"))
+        section.stream.write(((symbol.value + addend) % (1 << 8 * size)).to_bytes(size, "little"))
     return places

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 from podgraft_builder.records import Record, read_log
-from podgraft_builder.trees import copy_tree, delete_tree
 
 # What differs from one terminal to the next and says nothing about a build.
 _VOLATILE = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "PODGRAFT_STORE", "PODGRAFT_BIN"})
@@ -43,8 +42,8 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
 
 def keep(root: Path, tree: Path, state: str, store: Path) -> None:
     """Keep the tree as it was built, and note the files outside of it that the compilers read."""
-    delete_tree(root / "kept")
-    copy_tree(tree, root / "kept")
+    shutil.rmtree(root / "kept", ignore_errors=True)
+    shutil.copytree(tree, root / "kept", symlinks=True)
     read = {name for record in read_log(store) for name in record.depends}
     outside = {name: _stamp(name) for name in sorted(read) if not Path(name).is_relative_to(tree)}
     (root / "kept.json").write_text(json.dumps({"state": state, "outside": outside}))
@@ -59,8 +58,8 @@ def restore(root: Path, tree: Path, state: str, store: Path) -> list[Record] | N
     if known["state"] != state or any(_stamp(name) != stamp for name, stamp in known["outside"].items()):
         note.unlink()  # its store is about to be written anew
         return None
-    delete_tree(tree)
-    copy_tree(root / "kept", tree)
+    shutil.rmtree(tree, ignore_errors=True)
+    shutil.copytree(root / "kept", tree, symlinks=True)
     return read_log(store)
 
 
@@ -81,4 +80,5 @@ def prune(cache: Path) -> None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            delete_tree(note.parent)
+            note.unlink()  # first: half a build must not be taken for a whole one
+            shutil.rmtree(note.parent, ignore_errors=True)

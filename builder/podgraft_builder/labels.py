@@ -1,7 +1,8 @@
 """Labels inside functions that data or code keeps (GCC manual, "Labels as Values"): computed goto."""
 
 from podgraft_builder.code import is_branch
-from podgraft_builder.objects import Function, ObjectFile, Symbol, place_of
+from podgraft_builder.objects import Function, ObjectFile, place_of
+from podgraft_builder.symtab import Symbol
 
 
 def leads_into(which: ObjectFile, symbol: Symbol, names: set[str]) -> bool:

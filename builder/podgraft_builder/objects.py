@@ -12,7 +12,8 @@ from elftools.elf.sections import SymbolTableSection
 
 from podgraft_builder import code, reloc
 from podgraft_builder.debuginfo import DebugInfo, read_debug_info
-from podgraft_builder.symtab import read_symbols
+from podgraft_builder.symtab import Symbol, read_symbols
+from podgraft_bundle.errors import Reason, Refusal
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
@@ -20,23 +21,6 @@ _IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 
 FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
 WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
-
-
-class Symbol(NamedTuple):
-    """A symbol; section is None when it is undefined, absolute or common (`special` says which)."""
-
-    name: str
-    kind: str
-    bind: str
-    section: int | None
-    value: int
-    size: int
-    special: str
-
-    @property
-    def local(self) -> bool:
-        """Say whether the name is known inside its file only."""
-        return self.bind == "STB_LOCAL"
 
 
 class Relocation(NamedTuple):
@@ -132,9 +116,10 @@ class ObjectFile:
         self.label = label
         self.data = data
         self._elf = ELFFile(io.BytesIO(data))
+        if (self._elf["e_machine"], self._elf.elfclass, self._elf.little_endian) != ("EM_X86_64", 64, True):
+            raise Refusal(Reason.WRONG_ARCHITECTURE, f"{label} is no object for x86-64")
         table = self._elf.get_section_by_name(".symtab")
-        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
-        self.symbols = [Symbol(e.name, e.kind, e.bind, e.section, e.value, e.size, e.special) for e in entries]
+        self.symbols = read_symbols(table) if isinstance(table, SymbolTableSection) else []
         self.sections = {item.index: item for item in self._read_sections()}
 
     def _read_sections(self) -> list[Section]:
@@ -175,9 +160,9 @@ class ObjectFile:
         """Return the raw header of a section."""
         return self._elf.get_section(index).header
 
-    @cached_property
+    @property
     def debug(self) -> DebugInfo:
-        """Return the debug information, read once. Raises Refusal."""
+        """Return the debug information. Raises Refusal."""
         return read_debug_info(self._elf)
 
     @cached_property

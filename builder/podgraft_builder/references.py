@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import Function, Symbol
+from podgraft_builder.objects import Function
 from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
+from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import ARENA, Reference
 

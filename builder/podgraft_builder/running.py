@@ -53,7 +53,7 @@ class RunningBinary:
             self._elf = ELFFile(io.BytesIO(data))
         except ELFError as error:
             raise Refusal(Reason.BINARY_NOT_BUILT, f"{path} is no ELF file: {error}") from error
-        if self._elf.get_machine_arch() != "x64":
+        if self._elf.get_machine_arch() != "x64" or self._elf.elfclass != 64:
             raise Refusal(Reason.WRONG_ARCHITECTURE, f"{path} is for {self._elf.get_machine_arch()}, not x86-64")
         build_id = read_build_id(io.BytesIO(data))
         if build_id is None:

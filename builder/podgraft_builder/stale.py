@@ -1,10 +1,10 @@
 """A tree that was configured where it lay: what its files say about that place is wrong in the copies."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from podgraft_builder.records import Record
-from podgraft_builder.trees import delete_tree
 from podgraft_bundle.errors import Reason, Refusal
 
 # What marks a build folder with absolute paths in all its files -> what of it goes where the folder is the tree itself.
@@ -21,10 +21,10 @@ def remove_configured(tree: Path) -> list[Path]:
                 continue  # below a folder that is gone already
             removed.append(folder)
             if folder != tree:
-                delete_tree(folder)
+                shutil.rmtree(folder)
                 continue
             for name in own:
-                delete_tree(tree / name)
+                shutil.rmtree(tree / name) if (tree / name).is_dir() else (tree / name).unlink(missing_ok=True)
     return removed
 
 

@@ -13,8 +13,8 @@ _SPECIAL = {number: name for name, number in ENUM_ST_SHNDX.items()}
 _VISIBILITIES = {number: name for name, number in ENUM_ST_VISIBILITY.items()}
 
 
-class Entry(NamedTuple):
-    """One symbol in the words of pyelftools; section is None where `special` names what is none (SHN_ABS)."""
+class Symbol(NamedTuple):
+    """A symbol in the words of pyelftools; section is None when it is undefined, absolute or common: see special."""
 
     name: str
     kind: str
@@ -25,8 +25,13 @@ class Entry(NamedTuple):
     value: int
     size: int
 
+    @property
+    def local(self) -> bool:
+        """Say whether the name is known inside its file only."""
+        return self.bind == "STB_LOCAL"
 
-def read_symbols(table: SymbolTableSection) -> list[Entry]:
+
+def read_symbols(table: SymbolTableSection) -> list[Symbol]:
     """Return all symbols of a table in its order, the empty first one included."""
     names = table.stringtable.data()
     found = []
@@ -35,5 +40,5 @@ def read_symbols(table: SymbolTableSection) -> list[Entry]:
         kind, bind = _KINDS.get(info & 15, str(info & 15)), _BINDS.get(info >> 4, str(info >> 4))
         special = _SPECIAL.get(section, "")
         visibility = _VISIBILITIES[other & 3]
-        found.append(Entry(name, kind, bind, visibility, None if special else section, special, value, size))
+        found.append(Symbol(name, kind, bind, visibility, None if special else section, special, value, size))
     return found

@@ -17,7 +17,6 @@ from podgraft_builder.hooks import INCLUDE
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
 from podgraft_builder.stale import remove_configured
-from podgraft_builder.trees import copy_tree, delete_tree
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
@@ -62,16 +61,16 @@ class Workspace:
             lock.close()
             return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source, command)
         root = cache_folder() / f"build-{key}"
-        for name in ("bin", "new", "plain", "tree"):
-            delete_tree(root / name)
+        for name in ("bin", "new", "plain", "tree", "trial"):
+            shutil.rmtree(root / name, ignore_errors=True)
         return cls(root, source, command, lock)
 
     def remove(self) -> None:
         """Delete the workspace, but for an old build that is kept."""
         if (self.root / "kept.json").is_file():
-            delete_tree(self.tree)
+            shutil.rmtree(self.tree, ignore_errors=True)
         else:
-            delete_tree(self.root)
+            shutil.rmtree(self.root, ignore_errors=True)
         if self.lock is not None:
             self.lock.close()
             kept.prune(cache_folder())
@@ -90,8 +89,9 @@ class Workspace:
 
     def copy_tree(self) -> None:
         """Put a fresh copy of the source tree in place, file times kept, without what was configured for its place."""
-        delete_tree(self.tree)
-        copy_tree(self.source, self.tree)
+        if self.tree.exists():
+            shutil.rmtree(self.tree)
+        shutil.copytree(self.source, self.tree, symlinks=True)
         self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
@@ -107,7 +107,7 @@ class Workspace:
     def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:
         """Run the build command with the wrappers in front; return what they recorded, oldest first."""
         store = self.root / store_name
-        delete_tree(store)
+        shutil.rmtree(store, ignore_errors=True)
         store.mkdir()
         result = subprocess.run(
             ["/bin/sh", "-c", self.command],
@@ -149,14 +149,25 @@ class Workspace:
         return read_log(store)
 
     def try_patch(self, patch: Path) -> None:
-        """Apply a patch to copies of the files that it names, and forget them. Raises Refusal."""
-        with tempfile.TemporaryDirectory(dir=self.root) as folder:
+        """Refuse a patch that does not apply before anything is built. Raises Refusal.
+
+        Copies of the files that it seems to name nearly always tell. Where they do not suffice, as for a file that git
+        renames, a copy of the whole tree does: what is refused is refused by that.
+        """
+        trial = self.root / "trial"
+        trial.mkdir()
+        try:
             for name in _patched_names(patch):
-                before, copy = self.source / name, Path(folder, name)
-                if before.is_file() and copy.resolve().is_relative_to(folder):  # patch says what it holds of `..`
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copy2(before, copy, follow_symlinks=False)
-            _patch(Path(folder), patch)
+                inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+                if inside and (self.source / name).is_file():
+                    (trial / name).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy2(self.source / name, trial / name, follow_symlinks=False)
+            _patch(trial, patch)
+        except (Refusal, OSError):
+            self.copy_tree()
+            _patch(self.tree, patch)
+        finally:
+            shutil.rmtree(trial, ignore_errors=True)
 
     def apply_patch(self, patch: Path) -> list[Path]:
         """Apply a patch, keep the line numbers of what it leaves alone; return patched files. Raises Refusal."""

@@ -1,5 +1,6 @@
 """Talk to podgraft-engine: one request, then its events as they come."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -26,17 +27,20 @@ def installed() -> Path | None:
 class Engine:
     """One engine process, a context: ask it once, read all events, then exit_code.
 
-    It loads while the caller does other work; one that was never asked is ended with the context.
+    It loads while the caller does other work; one that was never asked is ended with the context. own_session: signals
+    of the terminal are for the caller alone.
 
     Raises:
         PodgraftError: INTERNAL when the engine is not installed or speaks another protocol.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, own_session: bool = False) -> None:
         engine = installed()
         if engine is None:
             raise PodgraftError(Reason.INTERNAL, "podgraft-engine is not installed beside podgraft")
-        self._child = subprocess.Popen([engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._child = subprocess.Popen(
+            [engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=own_session
+        )
         self._asked = False
         self.exit_code = ExitCode.FAILED
 
@@ -56,8 +60,9 @@ class Engine:
         if child.stdin is None or child.stdout is None:
             raise PodgraftError(Reason.INTERNAL, "the engine has no pipes")
         self._asked = True
-        child.stdin.write(request.model_dump_json().encode())
-        child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # one that has ended by itself: its exit code tells
+            child.stdin.write(request.model_dump_json().encode())
+            child.stdin.close()
         for line in child.stdout:
             yield _EVENTS.validate_json(line)
         if child.wait() not in set(ExitCode):

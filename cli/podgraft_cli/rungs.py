@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from podgraft_bundle.errors import PodgraftError
 from podgraft_bundle.protocol import Failed, Problem, Refused, Request, Surveyed
 from podgraft_cli.engine import Engine, installed
 
@@ -32,25 +33,31 @@ def ready_engine() -> Iterator[Engine | None]:
     if installed() is None:
         yield None
         return
-    with Engine() as engine:
+    with Engine(own_session=True) as engine:
         yield engine
 
 
 def find_rungs(engine: Engine | None, bundle: Path, binary: Path) -> Rungs:
     """Ask the engine which rung each function of a bundle gets in the file of its module.
 
-    Raises:
-        PodgraftError: INTERNAL when the engine speaks another protocol.
+    An engine that fails takes nothing from a bundle that is written: its rungs are unknown then.
     """
     if engine is None:
         return Rungs({}, unknown="podgraft-engine is not installed beside podgraft")
     found: dict[str, list[str]] = defaultdict(list)
     problems: list[Problem] = []
-    for event in engine.ask(Request(op="sites", bundle=str(bundle), file=str(binary))):
-        if isinstance(event, Surveyed):
-            problems += event.problems
-            for site in event.sites:
-                found[site.function].append(site.rung)
-        elif isinstance(event, Refused | Failed):
-            return Rungs({}, unknown=f"{event.reason}: {event.detail}")
+    surveyed = False
+    try:
+        for event in engine.ask(Request(op="sites", bundle=str(bundle), file=str(binary))):
+            if isinstance(event, Surveyed):
+                surveyed = True
+                problems += event.problems
+                for site in event.sites:
+                    found[site.function].append(site.rung)
+            elif isinstance(event, Refused | Failed):
+                return Rungs({}, unknown=f"{event.reason}: {event.detail}")
+    except PodgraftError as error:
+        return Rungs({}, unknown=error.detail)
+    if not surveyed:
+        return Rungs({}, unknown=f"the engine ended with {engine.exit_code:d}")
     return Rungs({name: "/".join(dict.fromkeys(rungs)) for name, rungs in found.items()}, tuple(problems))

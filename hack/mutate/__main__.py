@@ -1,5 +1,6 @@
 """`python -m hack.mutate COUNT SEED`: that many random edits of Redis; then docs/mutate.md."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,9 +9,10 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from hack.mutate.commands import COMMANDS
 from hack.mutate.editor import KINDS
@@ -44,41 +46,63 @@ def mutate() -> None:
     text = "\n".join(_page(results, seed))
     FILE.write_text(text + "\n")
     print(text)
-    bad = [result for result in results if result.problems]
+    bad = [result for result in results if result.wrong]
     if bad:
         raise ToolFailedError(f"{len(bad)} edits behave otherwise: {', '.join(str(r.number) for r in bad)}")
 
 
 def _all(target: Target, home: Path, count: int, seed: int) -> list[Result]:
     """Play what is not known yet, as many at a time as there are processors, each on a ground of its own."""
-    jobs = os.cpu_count() or 1
-    unknown: SimpleQueue[int] = SimpleQueue()
-    for number in range(count):
-        if not _file(home, number, seed).is_file():
-            unknown.put(number)
-
-    ended = threading.Event()
-    for sign in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sign, lambda *_: ended.set())  # what is under way is finished
+    unknown = [number for number in range(count) if not _file(home, number, seed).is_file()]
+    ended, numbers = threading.Event(), SimpleQueue[int]()
+    for number in unknown:
+        numbers.put(number)
 
     def work(job: int) -> None:
         folder = home / f"ground-{job}"
         folder.mkdir(parents=True, exist_ok=True)
         try:
             ground = Ground(target, folder)
-            while not (ended.is_set() or unknown.empty()):
-                number = unknown.get()
-                _show(_keep(ground.play(number, seed), _file(home, number, seed)))
+            with contextlib.suppress(Empty):
+                while not ended.is_set():
+                    number = numbers.get_nowait()
+                    result = ground.play(number, seed)
+                    if not ended.is_set():  # a signal of the terminal has reached its programs, too
+                        _show(_keep(result, _file(home, number, seed)))
         except Exception:
             ended.set()
             raise
 
-    with ThreadPoolExecutor(jobs) as pool:
-        for done in [pool.submit(work, job) for job in range(jobs if unknown.qsize() else 0)]:
+    jobs = min(os.cpu_count() or 1, len(unknown))
+    with _until_signal(ended) as came, ThreadPoolExecutor(max(jobs, 1)) as pool:
+        for done in [pool.submit(work, job) for job in range(jobs)]:
             done.result()
-    if ended.is_set():
-        sys.exit(143)
+    if came:
+        sys.exit(128 + came[0])
     return [Result(**json.loads(_file(home, number, seed).read_text())) for number in range(count)]
+
+
+@contextmanager
+def _until_signal(ended: threading.Event) -> Iterator[list[int]]:
+    """Let the first signal set an event, so that all servers are ended; yields what came. The next one acts as ever."""
+    came: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+        ended.set()
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield came
+    finally:
+        restore()
 
 
 def _file(home: Path, number: int, seed: int) -> Path:
@@ -95,7 +119,7 @@ def _keep(result: Result, file: Path) -> Result:
 def _show(result: Result) -> None:
     seen, undefined = ", seen" if result.seen else "", f", undefined: {result.undefined}" if result.undefined else ""
     say(f"{result.number}: {result.kind}, {result.where}: {result.verdict}{seen}{undefined}")
-    for problem in result.problems:
+    for problem in result.wrong:
         say(f"    {problem}")
 
 
@@ -107,7 +131,7 @@ def _page(results: list[Result], seed: int) -> Iterator[str]:
         yield _row(kind, [r for r in results if kind in {r.kind, "all"}])
     for result in results:
         place = f"\n{result.number} ({result.kind}, {result.where})"
-        yield from (f"{place}: {problem}" for problem in result.problems)
+        yield from (f"{place}: {problem}" for problem in result.wrong)
         if result.undefined:
             yield f"{place} is undefined: {result.undefined}"
 
@@ -117,7 +141,7 @@ def _row(kind: str, some: list[Result]) -> str:
     refused = {reason: n for reason, n in sorted(verdicts.items()) if reason not in {"accepted", "identical"}}
     cells = [kind, len(some), verdicts["identical"], verdicts["accepted"], sum(r.seen for r in some)]
     cells += [", ".join(f"{n} {reason}" for reason, n in refused.items()) or "-"]
-    cells += [sum(bool(r.undefined) for r in some), sum(bool(r.problems) for r in some)]
+    cells += [sum(bool(r.undefined) for r in some), sum(bool(r.wrong) for r in some)]
     return f"| {' | '.join(str(cell) for cell in cells)} |"
 
 

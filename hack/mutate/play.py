@@ -1,8 +1,10 @@
 """One edit: a bundle, a process that is patched with it, and a process that was started with the edited source."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field
@@ -13,7 +15,10 @@ from hack.mutate.target import Target
 from hack.tools import REPOSITORY, ToolFailedError
 
 PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
-OTHER = "answers differ"
+# What a program without a meaning does to memory; a stack or heap that is too large for the sanitizer proves nothing.
+KINDS = r"(?:heap|stack|global|dynamic-stack)-buffer-(?:over|under)flow|heap-use-after-free|stack-use-after-\w+"
+FAULT = re.compile(rf"ERROR: AddressSanitizer: ((?:{KINDS}|attempting double-free)\b.*)")
+SANITIZER = "detect_leaks=0:allocator_may_return_null=1"
 AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
 
 
@@ -21,8 +26,9 @@ AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets
 class Result:
     """verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal.
 
-    problems: everything that must not be: another answer, a transition that fails. undefined: what AddressSanitizer
-    says of a program that is started with the edit, where that explains other answers: C gives it no meaning.
+    problems: what must not be, such as a transition that fails. differences: other answers than those expected.
+    undefined: what AddressSanitizer says of a program that is started with the edit, where there are other answers: C
+    gives it no meaning.
     """
 
     number: int
@@ -32,19 +38,21 @@ class Result:
     functions: int = 0
     seen: bool = False
     problems: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
     undefined: str = ""
+
+    @property
+    def wrong(self) -> list[str]:
+        """Return everything that speaks against us."""
+        return self.problems + ([] if self.undefined else self.differences)
 
 
 class Ground:
     """One target with its fresh tree: what is built there is what a new process would be started from."""
 
     def __init__(self, target: Target, folder: Path) -> None:
-        self.target, self.folder, self.tree = target, folder, folder / "fresh"
-        if not self.tree.exists():
-            partial = folder / "partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(target.built, partial, symlinks=True)
-            partial.rename(self.tree)
+        self.target, self.folder = target, folder
+        self.tree = self._tree("fresh", target.built)
         self.before = self._answers(target.running)
         again = self._answers(target.running)
         self.stable = [a == b for a, b in zip(self.before, again, strict=True)]
@@ -59,9 +67,10 @@ class Ground:
             words = ["nice", "sh", "-c", command]
             return subprocess.run(words, cwd=tree, stdout=out, stderr=out, check=False).returncode == 0
 
-    def _answers(self, binary: Path) -> list[str]:
-        with self.target.start(binary, self.folder, {}) as (_, ask):
+    def _answers(self, binary: Path, **env: str) -> list[str]:
+        with contextlib.suppress(TimeoutError), self.target.start(binary, self.folder, env) as (_, ask):
             return ask()
+        return ["does not start"]
 
     def play(self, number: int, seed: int) -> Result:
         """Make the edit that belongs to a number and see what becomes of it."""
@@ -86,37 +95,37 @@ class Ground:
             self._compare("the program of the same machine code", self.before, after, result)
         else:
             self._patch(after, result)
-        if result.problems and all(OTHER in problem for problem in result.problems):
-            self._settle(file, change.text, result)
+        if result.differences:
+            # Where the original has faults of its own, what is said of the edit proves nothing.
+            result.undefined = "" if self._fault(file, None) else self._fault(file, change.text)
         return result
 
-    def _settle(self, file: str, text: str, result: Result) -> None:
-        """Ask AddressSanitizer whether the program with the edit does anything that C gives a meaning."""
-        if self.fault(file, None):
-            return  # the original has faults of its own: what is said of the edit would prove nothing
-        result.undefined = self.fault(file, text)
-        if result.undefined:
-            result.problems.clear()
+    def _fault(self, file: str, text: str | None) -> str:
+        """Return what AddressSanitizer says of the program with (or without) an edit, empty for no fault."""
+        tree = self._tree("sanitized", self.target.source)
+        if text is not None:
+            (tree / file).write_text(text)
+        if not self._build_in(tree, self.target.sanitized):
+            raise ToolFailedError(f"{file} cannot be built with AddressSanitizer; see {self.folder}/fresh.log")
+        for old in self.folder.glob("report.*"):
+            old.unlink()
+        self._answers(tree / self.target.binary, ASAN_OPTIONS=f"log_path='{self.folder}/report':{SANITIZER}")
+        said = "".join(report.read_text(errors="replace") for report in self.folder.glob("report.*"))
+        found = FAULT.search(said)
+        return found.group(1) if found else ""
 
-    def fault(self, file: str, text: str | None) -> str:
-        """Return the first line of what AddressSanitizer says of the program with (or without) an edit."""
-        tree, report = self.folder / "sanitized", self.folder / "report"
+    def _tree(self, name: str, original: Path) -> Path:
+        """Return a copy of a tree as the target has it, whatever an earlier run has left of its edits."""
+        tree, partial = self.folder / name, self.folder / f"{name}.partial"
         if not tree.exists():
-            shutil.copytree(self.target.source, tree, symlinks=True)
-        original = (self.target.source / file).read_text()
-        (tree / file).write_text(text or original)
-        try:
-            if not self._build_in(tree, self.target.sanitized):
-                raise ToolFailedError(f"{file} cannot be built with AddressSanitizer; see {self.folder}/fresh.log")
-            for old in self.folder.glob("report.*"):
-                old.unlink()
-            options = {"ASAN_OPTIONS": f"log_path={report}:detect_leaks=0"}
-            with self.target.start(tree / self.target.binary, self.folder, options) as (_, ask):
-                ask()
-        finally:
-            (tree / file).write_text(original)
-        said = [line for found in self.folder.glob("report.*") for line in found.read_text().splitlines()]
-        return next((line.partition("ERROR: ")[2] for line in said if "ERROR: " in line), "")
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(original, partial, symlinks=True)
+            partial.rename(tree)
+        for file in self.target.files:
+            text = (self.target.source / file).read_text()
+            if (tree / file).read_text() != text:
+                (tree / file).write_text(text)
+        return tree
 
     def _build(self, change: Edit, file: str, text: str, result: Result) -> None:
         for side, content in (("a", text), ("b", change.text)):
@@ -178,4 +187,4 @@ class Ground:
         if differ:
             first = differ[0]
             texts = " and ".join(repr(which[first : first + 1])[:200] for which in (expected, got))
-            result.problems.append(f"{what}: {len(differ)} {OTHER}, the first is number {first}: {texts}")
+            result.differences.append(f"{what}: {len(differ)} answers differ, the first is number {first}: {texts}")

@@ -4,13 +4,17 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from podgraft_builder.explain import Explanation, Row
 from podgraft_builder.verdict import Hazard
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.protocol import Problem
+from podgraft_cli import engine, rungs
 from podgraft_cli.page import _page
 from podgraft_cli.rungs import Rungs
 
@@ -62,6 +66,20 @@ def test_refusal(project: Any) -> None:
     assert "podgraft-engine" not in done.stderr  # the one that was to name rungs is ended without a word
     done = build(project, "int work(int a) { return a; }\n", "int work(int a) {return a; }\n", "--json")
     assert (done.returncode, json.loads(done.stdout)["reason"]) == (3, "NoChange")
+
+
+def test_an_engine_that_dies_while_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle is written by then: its rungs are not known, and that is all."""
+    stub = tmp_path / "podgraft-engine"
+    stub.write_text("#!/bin/sh\nexit 1\n")
+    stub.chmod(0o755)
+    for module in (engine, rungs):
+        monkeypatch.setattr(module, "installed", lambda: stub)
+    with rungs.ready_engine() as started:
+        assert started is not None
+        time.sleep(0.5)  # longer than a shell takes to end
+        found = rungs.find_rungs(started, tmp_path / "bundle", tmp_path / "binary")
+    assert found.unknown == "the engine ended with 1"
 
 
 def test_bad_usage(project: Any) -> None:

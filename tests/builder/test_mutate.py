@@ -122,7 +122,7 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
 def test_edits_behave_as_after_a_new_start(ground: Ground) -> None:
     """A few random edits: refused, or a patched process answers as a fresh one does, and as before once reverted."""
     results = [ground.play(number, seed=5) for number in range(3)]
-    assert [result.problems for result in results] == [[], [], []]
+    assert [result.wrong for result in results] == [[], [], []]
     assert any(result.verdict == "accepted" and result.seen for result in results)
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_answer_is_seen(ground: Ground, monkeypatch: pytest.MonkeyPatch)
     """A bundle that does something else than the edit is a mismatch."""
     monkeypatch.setattr(Ground, "fresh_build", lambda _self: True)  # the fresh program stays the unedited one
     results = [ground.play(number, seed=5) for number in range(3)]
-    assert any("answers differ" in problem for result in results for problem in result.problems)
+    assert any("answers differ" in problem for result in results for problem in result.wrong)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_only_an_edit_without_a_meaning_is_excused(
     monkeypatch.setattr(Ground, "fresh_build", lambda _self: True)  # the fresh program stays the unedited one
     result = ground.play(1, seed=5)
     assert ("global-buffer-overflow" in result.undefined) is undefined
-    assert bool(result.problems) is not undefined
+    assert bool(result.wrong) is not undefined
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -1,9 +1,7 @@
 """The parts of the builder, each by itself."""
 
 import io
-import os
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,8 @@ from podgraft_builder.lines import keep_line_numbers
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.records import archive_members
 from podgraft_builder.symtab import read_symbols
-from podgraft_builder.trees import copy_tree, delete_tree
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
+from podgraft_bundle.errors import Refusal
 
 
 def compiled(folder: Path, text: str, *flags: str) -> ObjectFile:
@@ -149,6 +147,14 @@ def test_symbols_are_those_of_pyelftools(tmp_path: Path) -> None:
     assert {"SHN_UNDEF", "SHN_ABS", "SHN_COMMON"} <= {entry.special for entry in entries}
 
 
+def test_several_debug_sections_are_refused(tmp_path: Path) -> None:
+    """Type units are sections of their own, and one of them alone would be read."""
+    text = "struct s { int a; };\nint f(struct s *x) { return x->a; }\n"
+    which = compiled(tmp_path, text, "-gdwarf-5", "-fdebug-types-section")
+    with pytest.raises(Refusal, match="2 sections"):
+        read_debug(which)
+
+
 @pytest.mark.parametrize("flags", [("-gdwarf-5",), ("-gdwarf-4",), ("-gz",)], ids=["5", "4", "compressed"])
 def test_debug_sections_are_relocated(tmp_path: Path, flags: tuple[str, ...]) -> None:
     """What the relocations make of the debug sections is what pyelftools makes of them, one by one."""
@@ -215,38 +221,3 @@ def test_archives(tmp_path: Path) -> None:
 def test_wrapper_knows_sources(line: str, found: list[str]) -> None:
     """The wrapper tells sources from the values of options."""
     assert wrapper.sources(line.split()) == found
-
-
-def test_trees(tmp_path: Path) -> None:
-    """A copy has links and times, and is never put into what is there."""
-    one, other = tmp_path / "one", tmp_path / "other"
-    (one / "sub").mkdir(parents=True)
-    (one / "sub" / "file").write_text("x")
-    (one / "link").symlink_to("sub/file")
-    os.utime(one / "sub" / "file", (1, 1))
-    copy_tree(one, other)
-    assert (other / "link").readlink() == Path("sub/file")
-    assert (other / "sub" / "file").stat().st_mtime == 1
-    with pytest.raises(FileExistsError):
-        copy_tree(one, other)
-    with pytest.raises(OSError, match="cp: "):
-        copy_tree(tmp_path / "nothing", tmp_path / "third")
-
-
-def test_a_sealed_folder_is_deleted() -> None:
-    """Who is not root, and owns a tree with a read-only folder in it, can have it deleted."""
-    with tempfile.TemporaryDirectory() as name:
-        tree, nobody = Path(name) / "tree", 65534
-        (tree / "sealed").mkdir(parents=True)
-        (tree / "sealed" / "file").touch()
-        for path in (Path(name), tree, tree / "sealed", tree / "sealed" / "file"):
-            os.chown(path, nobody, nobody)
-        (tree / "sealed").chmod(0o500)
-        child = os.fork()
-        if child == 0:
-            try:
-                os.setuid(nobody)
-                delete_tree(tree)
-            finally:
-                os._exit(tree.exists())
-        assert os.waitpid(child, 0)[1] == 0

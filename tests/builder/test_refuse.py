@@ -241,6 +241,32 @@ def test_patch_that_names_a_file_outside_of_the_tree(tmp_path: Path) -> None:
     assert (tmp_path / "outside.c").read_text() == "int a = 1;\n"
 
 
+PATCHES = {
+    "plain": "",
+    "mode": "diff --git a/run.sh b/run.sh\nold mode 100644\nnew mode 100755\n",
+    "rename": "diff --git a/run.sh b/go.sh\nsimilarity index 100%\nrename from run.sh\nrename to go.sh\n",
+}
+
+
+@pytest.mark.parametrize("more", sorted(PATCHES))
+def test_a_trial_refuses_no_patch_that_applies(tmp_path: Path, more: str) -> None:
+    """A patch that needs files that it does not name is tried on the whole tree; a link to the cache is followed."""
+    source, real, root = tmp_path / "source", tmp_path / "real", tmp_path / "root"
+    source.mkdir()
+    real.mkdir()
+    root.symlink_to(real)
+    (source / "lib.c").write_text("int a = 1;\n")
+    (source / "run.sh").write_text("echo\n")
+    patch = tmp_path / "fix.patch"
+    hunk = "diff --git a/lib.c b/lib.c\n--- a/lib.c\n+++ b/lib.c\n@@ -1 +1 @@\n-int a = 1;\n+int a = 2;\n"
+    patch.write_text(hunk + PATCHES[more])
+    space = Workspace(root, source, "make")
+    space.try_patch(patch)
+    assert space.tree.exists() is bool(PATCHES[more])
+    assert not (root / "trial").exists()
+    assert (source / "lib.c").read_text() == "int a = 1;\n"
+
+
 def test_tree_that_has_the_fix_already(project: Any) -> None:
     """A dirty tree to which the patch was applied before is told so."""
     old, new = pair("int work(int a) { return a @ 2; }\n", "+", "*")
