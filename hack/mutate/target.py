@@ -74,11 +74,17 @@ def start_redis(binary: Path, folder: Path, env: Mapping[str, str]) -> Iterator[
 
 
 def _wait(child: subprocess.Popen[bytes], path: Path) -> None:
+    """Wait until the server takes a connection: the file is there a moment earlier."""
     until = time.monotonic() + START_SECONDS
-    while not path.exists():
-        if child.poll() is not None or time.monotonic() > until:
-            raise TimeoutError(f"{child.args!r} does not listen")
+    while child.poll() is None and time.monotonic() < until:
+        with (
+            contextlib.suppress(FileNotFoundError, ConnectionRefusedError),
+            socket.socket(socket.AF_UNIX) as connection,
+        ):
+            connection.connect(os.fspath(path))
+            return
         time.sleep(0.05)
+    raise TimeoutError(f"{child.args!r} does not listen")
 
 
 def _probe(path: Path) -> list[str]:
