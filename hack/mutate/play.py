@@ -174,7 +174,9 @@ class Ground:
             if AGAIN not in done.stdout + done.stderr:
                 break
         if done.returncode != 0:
-            result.problems.append(f"{verb}: {(done.stderr or done.stdout).strip()[-300:]}")
+            said = f"{verb}: {(done.stdout + done.stderr).strip()[-300:]}"
+            # A process that ends by itself is one more answer of the edit.
+            (result.differences if "ProcessExited" in said else result.problems).append(said)
         return done.returncode == 0
 
     def _differ(self, one: list[str], other: list[str]) -> list[int]:
