@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from podgraft_builder import reloc
+from podgraft_builder.debuginfo import SectionOffset
 from podgraft_builder.dwarf import static_lines, static_owners
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
@@ -253,19 +254,19 @@ class Comparison:
         self.old_of.update({after[line]: symbol for line, symbol in before.items()})
 
     @cached_property
-    def _old_owners(self) -> dict[tuple[int, int], str]:
+    def _old_owners(self) -> dict[SectionOffset, str]:
         return static_owners(self.old)
 
     @cached_property
-    def _new_owners(self) -> dict[tuple[int, int], str]:
+    def _new_owners(self) -> dict[SectionOffset, str]:
         return static_owners(self.new)
 
     @cached_property
-    def _old_lines(self) -> dict[tuple[int, int], int]:
+    def _old_lines(self) -> dict[SectionOffset, int]:
         return static_lines(self.old)
 
     @cached_property
-    def _new_lines(self) -> dict[tuple[int, int], int]:
+    def _new_lines(self) -> dict[SectionOffset, int]:
         return static_lines(self.new)
 
     def same_section(self, name: str) -> bool:
@@ -334,7 +335,7 @@ class Comparison:
                     )
 
 
-def _place(symbol: Symbol) -> tuple[int, int]:
+def _place(symbol: Symbol) -> SectionOffset:
     return symbol.section or 0, symbol.value
 
 

@@ -116,7 +116,7 @@ class ObjectFile:
         self.label = label
         self.data = data
         self._elf = ELFFile(io.BytesIO(data))
-        if (self._elf["e_machine"], self._elf.elfclass, self._elf.little_endian) != ("EM_X86_64", 64, True):
+        if not is_x86_64(self._elf):
             raise Refusal(Reason.WRONG_ARCHITECTURE, f"{label} is no object for x86-64")
         table = self._elf.get_section_by_name(".symtab")
         self.symbols = read_symbols(table) if isinstance(table, SymbolTableSection) else []
@@ -280,6 +280,11 @@ class ObjectFile:
             for function in self.functions_in(section):
                 biases.update(self.decoded(function).biases)
         return [(item, place_of(item, biases.get(item.offset, 0))) for item in here.relocations]
+
+
+def is_x86_64(elf: ELFFile) -> bool:
+    """Say whether a file is what all readers here take for granted: 64 bits, little-endian, x86-64."""
+    return (elf["e_machine"], elf.elfclass, elf.little_endian) == ("EM_X86_64", 64, True)
 
 
 def place_of(item: Relocation, bias: int) -> Place:

@@ -15,7 +15,7 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
-from podgraft_builder.objects import WEAK
+from podgraft_builder.objects import WEAK, is_x86_64
 from podgraft_builder.symtab import read_symbols
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
@@ -53,7 +53,7 @@ class RunningBinary:
             self._elf = ELFFile(io.BytesIO(data))
         except ELFError as error:
             raise Refusal(Reason.BINARY_NOT_BUILT, f"{path} is no ELF file: {error}") from error
-        if self._elf.get_machine_arch() != "x64" or self._elf.elfclass != 64:
+        if not is_x86_64(self._elf):
             raise Refusal(Reason.WRONG_ARCHITECTURE, f"{path} is for {self._elf.get_machine_arch()}, not x86-64")
         build_id = read_build_id(io.BytesIO(data))
         if build_id is None:

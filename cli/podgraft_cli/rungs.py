@@ -1,8 +1,7 @@
 """Where the functions of a new bundle will be entered: the engine is asked, as its own program."""
 
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +26,9 @@ class Rungs:
 NONE = Rungs({})
 
 
-@contextmanager
-def ready_engine() -> Iterator[Engine | None]:
+def ready_engine() -> AbstractContextManager[Engine | None]:
     """Start an engine, if there is one, that will be asked for rungs later."""
-    if installed() is None:
-        yield None
-        return
-    with Engine(own_session=True) as engine:
-        yield engine
+    return Engine(own_session=True) if installed() else nullcontext()
 
 
 def find_rungs(engine: Engine | None, bundle: Path, binary: Path) -> Rungs:

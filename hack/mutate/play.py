@@ -16,8 +16,8 @@ from hack.tools import REPOSITORY, ToolFailedError
 
 PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
 # What a program without a meaning does to memory; a stack or heap that is too large for the sanitizer proves nothing.
-KINDS = r"(?:heap|stack|global|dynamic-stack)-buffer-(?:over|under)flow|heap-use-after-free|stack-use-after-\w+"
-FAULT = re.compile(rf"ERROR: AddressSanitizer: ((?:{KINDS}|attempting double-free)\b.*)")
+MEMORY = r"(?:heap|stack|global|dynamic-stack)-buffer-(?:over|under)flow|heap-use-after-free|stack-use-after-\w+"
+FAULT = re.compile(rf"ERROR: AddressSanitizer: ((?:{MEMORY}|attempting double-free)\b.*)")
 SANITIZER = "detect_leaks=0:allocator_may_return_null=1"
 AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
 
