@@ -17,6 +17,7 @@ from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.linker import Image, check_object
 from podgraft_engine.code.sites import Site, pages_of_claims
 from podgraft_engine.code.stubs import SITE_ROOM
+from podgraft_engine.code.switching import switches_stacks
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.layers import Layers
@@ -160,6 +161,7 @@ def _find_sites(findings: Findings, target: Target, bundle: Bundle, points: list
         except Refusal as refusal:
             findings.problems.append(refusal)
     findings.problems += _beside_points(points, findings.sites)
+    findings.problems += _beside_other_stacks(target, findings.sites)
     findings.dropped = finder.dropped()
 
 
@@ -245,6 +247,14 @@ def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
         for site in sites
         if points and site.reentrant
     ]
+
+
+def _beside_other_stacks(target: Target, sites: list[Site]) -> list[Refusal]:
+    """A call that is suspended while all threads migrate would be led into new code by a branch back."""
+    reentrant = [site for site in sites if site.reentrant]
+    why = switches_stacks(target.modules) if reentrant else None
+    detail = "branches back to its site, and a call of it may be suspended on a stack that no thread is on"
+    return [Refusal(Reason.NO_PATCH_SITE, f"{site.function} {detail}: {why}") for site in reentrant if why]
 
 
 def _check_manifest(bundle: Bundle) -> None:

@@ -14,6 +14,7 @@ from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
+from podgraft_engine.code.switching import switches_stacks
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
@@ -47,6 +48,7 @@ from podgraft_engine.threads.drain import Looker, drained
 from podgraft_engine.threads.migration import Emit, Migration, Tally
 from podgraft_engine.threads.mover import Mover, Rule, Stacks, Unwinder
 from podgraft_engine.threads.stack import Forbidden
+from podgraft_engine.threads.suspended import SuspendedCalls, wait_until_none
 from podgraft_engine.wakeup.wakeups import Goal, Wakeups
 
 
@@ -63,6 +65,7 @@ class Transition:
         self._process = process
         self._borrowed: Borrowed | None = None
         self._state: State | None = None
+        self._switches_stacks = False
 
     def apply(self, bundle: Bundle, points: list[str]) -> None:
         """Put the bundle's functions into the process and move every thread; goes on where an engine before us stopped.
@@ -271,6 +274,7 @@ class Transition:
         # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.
         for module in target.modules:
             module.read_ahead()
+        self._switches_stacks = switches_stacks(target.modules) is not None
         generation = target.state.document.generation if target.state else 0
         wait_for_hook(target)
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
@@ -292,7 +296,8 @@ class Transition:
         tally = Tally()
         if record.phase == "migrating":
             below = [r for p in lying_below(record, self._open_state.document) for r in all_code(p)]
-            tally = self._migrate(record, [*record.old, *all_code(record), *below], record.generation)
+            old = [*record.old, *below]
+            tally = self._migrate(record, [*old, *all_code(record)], record.generation, left=old)
             self._set_phase(record, "finalizing")
         if record.phase == "finalizing":
             self._switch_pages(record)
@@ -342,7 +347,8 @@ class Transition:
         tally = Tally()
         if record.phase == "reverting":
             self._switch_pages(record)
-            tally = self._migrate(record, self._entered(record), state.document.generation, reverting=True)
+            code = self._entered(record)
+            tally = self._migrate(record, code, state.document.generation, left=code, reverting=True)
             self._set_phase(record, "restoring")
         if record.phase == "restoring":
             self._restore(record)
@@ -408,9 +414,18 @@ class Transition:
         return switched
 
     def _migrate(
-        self, record: PatchRecord, code: list[CodeRange], generation: int, *, reverting: bool = False
+        self,
+        record: PatchRecord,
+        code: list[CodeRange],
+        generation: int,
+        *,
+        left: list[CodeRange],
+        reverting: bool = False,
     ) -> Tally:
-        """Move every thread off `code` and to a generation: by the points it comes by, else by our hand."""
+        """Move every thread off `code` and to a generation: by the points it comes by, else by our hand.
+
+        left: the part of `code` that nobody takes any more in the end.
+        """
         wakeups = self._wakeups(Goal(generation, code))
         declared = [declared_point(self._target.modules, name) for name in record.points]
         wakeups.open_areas(declared)
@@ -422,8 +437,12 @@ class Transition:
             Forbidden(wakeups.credulous),
             reverting=reverting,
             old_below=old_below,
+            whole=self._switches_stacks,
         )
-        mover = Mover(self._process, stacks, self._unwinder(record), rule)
+        unwinder = self._unwinder(record)
+        # A thread that goes back to a call on such a stack must not be ahead of it, and in the end none may be left.
+        self._await_suspended(left, unwinder)
+        mover = Mover(self._process, stacks, unwinder, rule)
         helper = (self._helper.tid, self._helper.tend)
         # Not before the migration follows the log.
         migration = Migration(self._process, stacks, mover, self._emit, helper=helper, points=wakeups)
@@ -433,11 +452,19 @@ class Transition:
         if not migration.run(self._deadline):
             names = "; ".join(f"{w.tid} ({w.name}): {w.why}" for w in migration.tally.waiting[:5])
             raise DeadlineError(Reason.DEADLINE_PASSED, f"{len(migration.tally.waiting)} threads are left: {names}")
+        self._await_suspended(left, unwinder)
         wakeups.disarm()
         return migration.tally
 
+    def _await_suspended(self, code: list[CodeRange], unwinder: Unwinder) -> None:
+        """Wait until no call of some code is suspended on a stack that no thread is on."""
+        if self._switches_stacks:
+            forbidden, tend = Forbidden(code), self._helper.tend
+            calls = SuspendedCalls(self._process, self._target.memory, forbidden, unwinder.row, tend)
+            wait_until_none(calls, self._emit, self._deadline)
+
     def _wakeups(self, goal: Goal | None = None) -> Wakeups:
-        return Wakeups(self._target, self._open_state, self._helper, goal)
+        return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._switches_stacks)
 
     def _stacks(self) -> Stacks:
         return Stacks(self._process, self._target.memory, self._target.block.address if self._target.block else 0)

@@ -16,6 +16,7 @@ from elftools.dwarf.structs import DWARFStructs
 from elftools.elf.elffile import ELFFile
 
 RETURN_ADDRESS: Final = 16
+RBP: Final = 6
 RSP: Final = 7
 _TABLE_DATAREL_SDATA4: Final = 0x3B
 _FOUR_BYTES: Final = (0x3, 0xB)  # udata4, sdata4

@@ -6,6 +6,7 @@ import errno
 import os
 
 from podgraft_bundle.errors import PodgraftError, Reason
+from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.proc import Process, denied
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -47,6 +48,14 @@ class Memory:
             raise self._error("read", address, size, OSError(errno.EIO, "short read"))
         return data
 
+    def try_read(self, address: int, size: int) -> bytes | None:
+        """Read exactly size bytes of what may not be mapped (any more)."""
+        try:
+            data = os.pread(self._fd, size, address)
+        except (OSError, OverflowError):
+            return None
+        return data if len(data) == size else None
+
     def write(self, address: int, data: bytes) -> None:
         """Write all of data; errors as for read."""
         try:
@@ -77,6 +86,19 @@ class Memory:
         entry = int.from_bytes(raw, "little")
         swapped, present, file_page = entry >> 62 & 1, entry >> 63, entry >> 61 & 1
         return bool((present and not file_page) or (swapped and not file_page))
+
+    def held_pages(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Return the runs of pages in [start, end) that are in memory or swapped out (pagemap bits 63 and 62)."""
+        raw = os.pread(self._pagemap, (end - start) // PAGE * 8, start // PAGE * 8)
+        runs: list[tuple[int, int]] = []
+        for index, entry in enumerate(memoryview(raw[: len(raw) // 8 * 8]).cast("Q")):
+            if entry >> 62:
+                page = start + index * PAGE
+                if runs and runs[-1][1] == page:
+                    runs[-1] = (runs[-1][0], page + PAGE)
+                else:
+                    runs.append((page, page + PAGE))
+        return runs
 
     def _error(self, verb: str, address: int, size: int, error: OSError) -> PodgraftError:
         if not self._process.alive():

@@ -2,7 +2,6 @@
 """An ELF file as the target maps it: build id, load bias, exported symbols, function ranges from .eh_frame."""
 
 import os
-import re
 import struct
 from functools import cached_property
 from typing import Any, BinaryIO, Final
@@ -20,7 +19,8 @@ _HIDDEN: Final = 0x8000
 _NAME_OF_SYMBOL: Final = struct.Struct("<I20x")
 _LARGEST_TEXT: Final = 512 * 2**20
 _SLOTS: Final = (6, 7)  # R_X86_64_GLOB_DAT, R_X86_64_JUMP_SLOT
-_SIGRETURN: Final = re.compile(rb"(?:\x48\xc7\xc0|\xb8)\x0f\0\0\0\x0f\x05")
+_SIGRETURN: Final = b"\x0f\0\0\0\x0f\x05"
+_LOADS: Final = (b"\xb8", b"\x48\xc7\xc0")  # mov to eax, to rax
 
 
 class Module:
@@ -72,10 +72,11 @@ class Module:
     def signal_returns(self) -> list[int]:
         """Addresses of `mov $15,%eax; syscall` (rt_sigreturn), to which every signal handler returns."""
         found = []
-        for load in self.elf.iter_segments("PT_LOAD"):
-            if load["p_flags"] & 1 and load["p_filesz"] <= _LARGEST_TEXT:
-                text = load.data()
-                found += [self.bias + load["p_vaddr"] + m.start() for m in _SIGRETURN.finditer(text)]
+        for start, text in self.texts():
+            at = text.find(_SIGRETURN)
+            while at >= 0:
+                found += [start + at - len(load) for load in _LOADS if text.endswith(load, 0, at)]
+                at = text.find(_SIGRETURN, at + 1)
         return found
 
     def read_ahead(self) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What /proc tells of a process and its threads, read without touching them (proc(5))."""
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +15,8 @@ MAX_LISTINGS = 1000
 SMALL_FILE = 16384
 AT_HWCAP2 = 26
 HWCAP2_FSGSBASE = 1 << 1
+_GET_ROBUST_LIST = 274
+_libc = ctypes.CDLL(None)
 
 
 # A process of 10,000 threads has 20,000 lines of maps: a tuple is made in a quarter of the time.
@@ -178,6 +181,15 @@ class Process:
         if numbers[0] == -1:
             return SleepState(-1, (), numbers[1], numbers[2])
         return SleepState(numbers[0], tuple(numbers[1:7]), numbers[7], numbers[8])
+
+    def control_block(self, tid: int) -> int | None:
+        """Return an address in a thread's control block; None when the kernel or the C library does not tell.
+
+        glibc tells the kernel of each thread's list of robust mutexes, which is in it (get_robust_list(2)).
+        """
+        head, size = ctypes.c_void_p(), ctypes.c_size_t()
+        failed = _libc.syscall(_GET_ROBUST_LIST, tid, ctypes.byref(head), ctypes.byref(size))
+        return None if failed else head.value
 
     def wait_channel(self, tid: int) -> str:
         """Return the kernel's function in which a thread sleeps (proc(5), wchan), "0" when that is not told."""

@@ -82,18 +82,19 @@ class Stacks:
         """Read the memory map again: new threads have new stacks."""
         self._maps = Maps(self._process)
 
-    def top(self, sp: int, fs_base: int | None) -> int | None:
+    def top(self, sp: int, fs_base: int | None, *, main: bool = False) -> int | None:
         """Return the end of the stack that sp lies in; None when that is not the thread's own stack.
 
         glibc and musl keep the thread control block at the top of every thread stack, so fs_base of a thread lies in
-        the mapping of its stack; on a coroutine's or an alternate stack it does not (wakeup findings, section 4).
+        the mapping of its stack; on a coroutine's or an alternate stack it does not (wakeup findings, section 4). That
+        of the main thread lies somewhere else, where a coroutine's stack may be its neighbour in one mapping.
         """
         found = self._maps.at(sp)
         if found is None or "w" not in found.perms:
             return None
         if found.path == "[stack]" or fs_base is None:
             return found.end
-        return fs_base if sp < fs_base <= found.end else None
+        return fs_base if not main and sp < fs_base <= found.end else None
 
     def read(self, sp: int, top: int) -> tuple[bytearray, int] | None:
         """Read [sp, top); the buffer is valid until the next call. None when it is too large or unreadable."""
@@ -110,6 +111,7 @@ class Rule:
     forbidden: code that must not be on its stack. generation: where it goes. old_below: when an unfinished patch is
     reverted, a thread with a lower generation has never left the old code and needs no look at its stack. reverting: a
     generation beyond ours, the program's own value, means old code. credulous: functions whose callers are not nudged.
+    whole: the program switches stacks, so a thread's must be unwound to where the thread begins.
     """
 
     forbidden: Forbidden
@@ -117,6 +119,7 @@ class Rule:
     credulous: Forbidden
     reverting: bool = False
     old_below: int | None = None
+    whole: bool = False
 
 
 class Mover:
@@ -179,7 +182,8 @@ class Mover:
             return Verdict(quiescent=False, why="it was about to run")
         # The other registers are not known from outside: an unwind that needs them is doubtful, a held look decides.
         frame = Frame(sleep.pc, {7: sleep.sp})
-        verdicts = (judge(code, frame, *read, self._unwinder.row) for code in (self._forbidden, *more))
+        whole, rows = self._rule.whole, self._unwinder.row
+        verdicts = (judge(code, frame, *read, rows, whole=whole) for code in (self._forbidden, *more))
         return next((verdict for verdict in verdicts if not verdict.quiescent), QUIESCENT)
 
     def _held(self, tid: int, how: How, call: str | None) -> Outcome:
@@ -217,17 +221,17 @@ class Mover:
 
     def _check(self, held: Held, frame: Frame) -> Verdict:
         sp = frame.registers[7]
-        top = self._stacks.top(sp, held.regs.fs_base)
+        top = self._stacks.top(sp, held.regs.fs_base, main=held.tid == self._process.pid)
         read = self._stacks.read(sp, top) if top is not None else None
         if read is None:
             return Verdict(quiescent=False, why="it is not on its own stack (coroutine, alternate stack, or too deep)")
         self._last_stack = read
-        return judge(self._forbidden, frame, *read, self._unwinder.warm_row)
+        return judge(self._forbidden, frame, *read, self._unwinder.warm_row, whole=self._rule.whole)
 
     def _learn(self, frame: Frame | None) -> None:
         """Parse the unwind rows that the held look lacked, now that the thread runs again."""
         if frame is not None and self._last_stack is not None:
-            judge(self._forbidden, frame, *self._last_stack, self._unwinder.row)
+            judge(self._forbidden, frame, *self._last_stack, self._unwinder.row, whole=self._rule.whole)
 
 
 def frame_of(held: Held) -> Frame:

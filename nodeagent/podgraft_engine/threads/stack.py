@@ -7,7 +7,7 @@ noreturn call at the end returns to `end`; function pointers (= start) are no fr
 
 import struct
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -68,17 +68,20 @@ class Forbidden:
         The bytes that all addresses of a window share are searched for by the C library, so that a held thread waits
         about a microsecond per 10 KiB.
         """
+        return next(((value, found) for _, value, found in self.hits(stack, size)), None)
+
+    def hits(self, memory: bytes | bytearray, size: int) -> Iterator[tuple[int, int, CodeRange]]:
+        """Yield every word that points into forbidden code: where it is, its value, and the range."""
         for needle, width in self._windows:
-            position = stack.find(needle, width, size)
+            position = memory.find(needle, width, size)
             while position >= 0:
                 word_at = position - width
                 if word_at % 8 == 0 and word_at + 8 <= size:
-                    value = struct.unpack_from("<Q", stack, word_at)[0]
+                    value = struct.unpack_from("<Q", memory, word_at)[0]
                     found = self.as_return(value)
                     if found is not None:
-                        return value, found
-                position = stack.find(needle, position + 1, size)
-        return None
+                        yield word_at, value, found
+                position = memory.find(needle, position + 1, size)
 
     def _find(self, address: int) -> CodeRange | None:
         index = bisect_right(self._starts, address) - 1
@@ -96,45 +99,63 @@ def unwind(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: R
         rows: gives the unwind row for a pc, None when it is not known (yet).
     """
     pcs = [frame.pc]
+    for caller in callers(frame, stack, base, size, rows):
+        if caller is None:
+            return None
+        pcs.append(caller.pc)
+    return pcs
+
+
+def callers(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: RowLookup) -> Iterator[Frame | None]:
+    """Yield the frame of each caller, innermost first; last None where the stack cannot be unwound to its end.
+
+    The return address of a frame lies right below its stack pointer. Arguments as for `unwind`.
+    """
     registers = dict(frame.registers)
     lookup = frame.pc
     for _ in range(MAX_FRAMES):
         row = rows(lookup)
-        if row is None or not row.known:
-            return None
-        if row.outermost:
-            return pcs
-        cfa = registers.get(row.cfa_register)
-        if cfa is None:
-            return None
+        if row is not None and row.outermost:
+            return
+        cfa = registers.get(row.cfa_register) if row is not None and row.known else None
+        if row is None or cfa is None:
+            break
         cfa += row.cfa_offset
         restored: dict[int, int] = {}
         for register, offset in row.saved:
             at = cfa + offset - base
             if not 0 <= at <= size - 8:
-                return None
+                yield None
+                return
             restored[register] = struct.unpack_from("<Q", stack, at)[0]
         if RETURN_ADDRESS not in restored or cfa <= registers.get(RSP, 0):
-            return None
+            break
         registers.update(restored)
         registers[RSP] = cfa
-        pcs.append(restored[RETURN_ADDRESS])
-        lookup = pcs[-1] - 1
-    return None
+        yield Frame(restored[RETURN_ADDRESS], registers)
+        lookup = restored[RETURN_ADDRESS] - 1
+    yield None
 
 
-def judge(forbidden: Forbidden, frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup) -> Verdict:
-    """Say whether a thread with these registers and this stack is quiescent; doubt means no."""
+def judge(
+    forbidden: Forbidden, frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup, *, whole: bool = False
+) -> Verdict:
+    """Say whether a thread with these registers and this stack is quiescent; doubt means no.
+
+    whole: the stack must be unwound to its end, for it may be one of the program's making, and not the only one.
+    """
     here = forbidden.at_pc(frame.pc)
     if here is not None:
         return _not_yet("it executes the function", here, frame.pc)
     hit = forbidden.scan(stack, size)
-    if hit is None:
+    if hit is None and not whole:
         return QUIESCENT
     pcs = unwind(frame, stack, frame.registers[RSP], size, rows)
-    if pcs is None:
+    if pcs is None and hit is not None:
         why = "its stack may hold a call of the function and cannot be unwound exactly"
         return _not_yet(why, hit[1], hit[0], doubtful=True)
+    if pcs is None:
+        return Verdict(quiescent=False, why="its stack cannot be unwound to where a thread begins", doubtful=True)
     for pc in pcs[1:]:
         found = forbidden.as_return(pc)
         if found is not None:

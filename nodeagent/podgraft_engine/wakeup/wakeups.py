@@ -40,14 +40,21 @@ class Goal:
 
 
 class Wakeups:
-    """The wake-up points of one process. goal None: nothing can be armed, only taken away."""
+    """The wake-up points of one process. goal None: nothing can be armed, only taken away.
 
-    def __init__(self, target: Target, state: State, helper: Helper, goal: Goal | None = None) -> None:
+    switching: the program switches stacks. A thread that wakes looks at one, and cannot tell whether it is the only one
+    with calls on it, so no points are armed but the declared ones.
+    """
+
+    def __init__(
+        self, target: Target, state: State, helper: Helper, goal: Goal | None = None, *, switching: bool = False
+    ) -> None:
         self._process = target.process
         self._memory = target.memory
         self._state = state
         self._helper = helper
         self._goal = goal
+        self._switching = switching
         self._target = target
         self._pages = Pages(target.process, target.memory, helper, state)
         self._finder = WakePoints(target.modules)
@@ -81,7 +88,8 @@ class Wakeups:
     def cover(self, sleep: SleepState) -> bool:
         """Tell whether a sleeping thread comes by an armed point when it wakes; arms one if there is a safe place."""
         if sleep.pc not in self._covered:
-            point = self._finder.behind(sleep.pc) if sleep.nr not in NEVER else None
+            never = self._switching or sleep.nr in NEVER
+            point = None if never else self._finder.behind(sleep.pc)
             self._covered[sleep.pc] = point is not None and self._may_be_armed(point) and self._arm(point)
         return self._covered[sleep.pc]
 
