@@ -116,7 +116,7 @@ class Migrated(Message):
 
 
 class Waiting(Message):
-    """A thread that cannot migrate now, with what an operator needs to find out why."""
+    """A thread that cannot migrate now, with what an operator needs to find out why; tid 0: a call without a thread."""
 
     event: Literal["waiting"] = "waiting"
     tid: int

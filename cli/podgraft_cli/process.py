@@ -155,7 +155,8 @@ def _show(event: Event) -> None:
         case protocol.Waiting():
             place = f" in {event.function}" if event.function else ""
             call = f", {event.syscall}" if event.syscall else ""
-            out.print(f"waiting for {event.tid} ({event.name}){place}{call}: {event.why} [{event.waited_s:.1f} s]")
+            who = f"{event.tid} ({event.name})" if event.tid else event.name
+            out.print(f"waiting for {who}{place}{call}: {event.why} [{event.waited_s:.1f} s]")
         case protocol.Finalized() | protocol.Reverted():
             ways = ", ".join(f"{count} {how}" for how, count in event.how.items()) or "nothing to do"
             out.print(

@@ -17,7 +17,7 @@ from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.linker import Image, check_object
 from podgraft_engine.code.sites import Site, pages_of_claims
 from podgraft_engine.code.stubs import SITE_ROOM
-from podgraft_engine.code.switching import switches_stacks
+from podgraft_engine.code.switching import find_switching
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.layers import Layers
@@ -252,9 +252,11 @@ def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
 def _beside_other_stacks(target: Target, sites: list[Site]) -> list[Refusal]:
     """A call that is suspended while all threads migrate would be led into new code by a branch back."""
     reentrant = [site for site in sites if site.reentrant]
-    why = switches_stacks(target.modules) if reentrant else None
+    switching = find_switching(target.modules) if reentrant else None
     detail = "branches back to its site, and a call of it may be suspended on a stack that no thread is on"
-    return [Refusal(Reason.NO_PATCH_SITE, f"{site.function} {detail}: {why}") for site in reentrant if why]
+    return [
+        Refusal(Reason.NO_PATCH_SITE, f"{site.function} {detail}: {switching.why}") for site in reentrant if switching
+    ]
 
 
 def _check_manifest(bundle: Bundle) -> None:

@@ -14,7 +14,7 @@ from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
-from podgraft_engine.code.switching import switches_stacks
+from podgraft_engine.code.switching import Switching, find_switching
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
@@ -65,7 +65,7 @@ class Transition:
         self._process = process
         self._borrowed: Borrowed | None = None
         self._state: State | None = None
-        self._switches_stacks = False
+        self._switching: Switching | None = None
 
     def apply(self, bundle: Bundle, points: list[str]) -> None:
         """Put the bundle's functions into the process and move every thread; goes on where an engine before us stopped.
@@ -274,7 +274,7 @@ class Transition:
         # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.
         for module in target.modules:
             module.read_ahead()
-        self._switches_stacks = switches_stacks(target.modules) is not None
+        self._switching = find_switching(target.modules)
         generation = target.state.document.generation if target.state else 0
         wait_for_hook(target)
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
@@ -437,7 +437,7 @@ class Transition:
             Forbidden(wakeups.credulous),
             reverting=reverting,
             old_below=old_below,
-            whole=self._switches_stacks,
+            whole=self._switching is not None,
         )
         unwinder = self._unwinder(record)
         # A thread that goes back to a call on such a stack must not be ahead of it, and in the end none may be left.
@@ -458,13 +458,13 @@ class Transition:
 
     def _await_suspended(self, code: list[CodeRange], unwinder: Unwinder) -> None:
         """Wait until no call of some code is suspended on a stack that no thread is on."""
-        if self._switches_stacks:
-            forbidden, tend = Forbidden(code), self._helper.tend
-            calls = SuspendedCalls(self._process, self._target.memory, forbidden, unwinder.row, tend)
-            wait_until_none(calls, self._emit, self._deadline)
+        if self._switching is not None:
+            calls = SuspendedCalls(self._process, self._target.memory, self._switching, self._helper.tend)
+            forbidden = Forbidden(code)
+            wait_until_none(lambda: calls.find(forbidden, unwinder.row), self._emit, self._deadline)
 
     def _wakeups(self, goal: Goal | None = None) -> Wakeups:
-        return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._switches_stacks)
+        return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._switching is not None)
 
     def _stacks(self) -> Stacks:
         return Stacks(self._process, self._target.memory, self._target.block.address if self._target.block else 0)

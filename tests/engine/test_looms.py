@@ -8,7 +8,7 @@ import forge
 import pytest
 from conftest import TARGETS, Target, engine, run_target, start_engine
 
-from podgraft_engine.code.switching import switches_stacks
+from podgraft_engine.code.switching import find_switching
 from podgraft_engine.target.module import modules_of
 from podgraft_engine.target.proc import Process
 
@@ -20,7 +20,7 @@ KINDS = {
     "by-hand-static": ("-DBY_HAND", "-static"),
 }
 WEAVERS = [(kind, place) for kind in ("ucontext", "by-hand") for place in ("mmap", "local")]
-WEAVERS += [("jumps", "malloc"), ("by-hand", "static")]
+WEAVERS += [("jumps", "malloc"), ("by-hand", "malloc"), ("by-hand", "static")]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_suspended_call_is_waited_for_and_named(weaver: Target) -> None:
     first = engine(weaver.pid, op="apply", bundle=bundle, deadline=1)
     assert first.code == 4, first
     assert not first.of("migrated")
-    assert {e["function"] for e in first.of("waiting")} == {"weave"}
+    assert {(e["tid"], e["function"]) for e in first.of("waiting")} == {(0, "weave")}
     assert "suspended on a stack that no thread is on" in first.last["detail"]
     assert weaver.ask("back 0") == "1"
     assert engine(weaver.pid, op="apply", bundle=bundle).code == 0
@@ -98,12 +98,11 @@ def test_what_calls_have_left_behind_is_no_obstacle(weaver: Target) -> None:
     bundle = f"{weaver.program}.graft"
     for command in ("pass 0", "pass 1", "leave 2", "back 2", "drive", "weave"):
         weaver.ask(command)
-    for _ in range(2):
-        applied = engine(weaver.pid, op="apply", bundle=bundle)
-        assert applied.code == 0, applied
-        assert not applied.of("waiting")
-        assert weaver.ask("drive") == "2"
-        assert engine(weaver.pid, op="revert", name="looms").code == 0
+    applied = engine(weaver.pid, op="apply", bundle=bundle)
+    assert applied.code == 0, applied
+    assert not applied.of("waiting")
+    assert weaver.ask("drive") == "2"
+    assert engine(weaver.pid, op="revert", name="looms").code == 0
 
 
 @pytest.mark.parametrize(("kind", "place"), [("ucontext", "local"), ("by-hand", "mmap")])
@@ -124,14 +123,14 @@ def test_a_program_that_switches_stacks_is_known_by_its_code(woven: Path, kind: 
     """Others are not: what says so costs time that grows with the process."""
     for target, expected in ((woven / kind, True), (built / "pairs", False)):
         for program in run_target(target, "mmap") if expected else run_target(target, "0", "1"):
-            assert (switches_stacks(modules_of(Process(program.pid))) is not None) == expected
+            assert (find_switching(modules_of(Process(program.pid))) is not None) == expected
 
 
 def test_a_static_program_without_other_stacks(tmp_path: Path) -> None:
     """Its C library jumps and binds, which is no switch of stacks."""
     program = forge.compile_program(TARGETS / "pairs.c", tmp_path / "pairs", "-static")
     for target in run_target(program, "0", "1"):
-        assert switches_stacks(modules_of(Process(target.pid))) is None
+        assert find_switching(modules_of(Process(target.pid))) is None
 
 
 def test_a_branch_back_to_the_site_is_refused_beside_other_stacks(woven: Path) -> None:

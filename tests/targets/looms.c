@@ -11,7 +11,10 @@
 #include <ucontext.h>
 
 enum { STACK = 65536, LOOMS = 4, STAY = 0, LEAVE = 1, DRIVE = 2, HOLD = 3, WAIT = 4 };
-static char in_data[LOOMS][STACK] __attribute__((aligned(16)));
+struct stack {
+	char bytes[STACK];
+} __attribute__((aligned(16)));
+static struct stack in_data[LOOMS];
 static int at, wanted, woven[LOOMS];
 void body(void);
 
@@ -64,12 +67,12 @@ static void make(context *new, char *stack)
 	makecontext(new, body, 0);
 }
 #endif
-static context home, looms[LOOMS];
+static context home, in_bss[LOOMS], *looms[LOOMS];
 
 static void change_to(int loom)
 {
 	at = loom;
-	transfer(&home, &looms[loom]);
+	transfer(&home, looms[loom]);
 }
 
 __attribute__((noinline)) int rest(int how)
@@ -78,7 +81,7 @@ __attribute__((noinline)) int rest(int how)
 	memset(space, how, sizeof space);
 	__asm__ volatile("" ::"r"(space) : "memory");
 	if (how == LEAVE)
-		transfer(&looms[at], &home);
+		transfer(looms[at], &home);
 	if (how == DRIVE || how == HOLD) {
 		wanted = how == HOLD ? HOLD : STAY;
 		change_to(LOOMS - 1);
@@ -104,20 +107,29 @@ void body(void)
 		if ((wanted == WAIT || wanted == HOLD) && fgets(line, sizeof line, stdin))
 			wanted = wanted == WAIT ? LEAVE : STAY;
 		woven[at] = weave(wanted);
-		transfer(&looms[at], &home);
+		transfer(looms[at], &home);
 	}
 }
 
 static void *serve(void *where)
 {
-	char line[64], command[32], in_frame[LOOMS][STACK] __attribute__((aligned(16)));
+	char line[64], command[32];
+	struct stack in_frame[LOOMS];
 	int loom;
 	for (int i = 0; i < LOOMS; i++) {
-		char *stack = !strcmp(where, "local")	 ? in_frame[i]
-			      : !strcmp(where, "static") ? in_data[i]
-			      : !strcmp(where, "malloc") ? malloc(STACK)
-							 : mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		make(&looms[i], stack);
+		looms[i] = &in_bss[i];
+		if (!strcmp(where, "malloc")) { /* a stack right behind what says where it is */
+			struct {
+				context context;
+				struct stack stack;
+			} *both = calloc(1, sizeof *both);
+			looms[i] = &both->context;
+			make(looms[i], both->stack.bytes);
+		} else if (!strcmp(where, "mmap")) {
+			make(looms[i], mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+		} else {
+			make(looms[i], strcmp(where, "local") ? in_data[i].bytes : in_frame[i].bytes);
+		}
 	}
 	printf("ready\n");
 	fflush(stdout);

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from podgraft_engine.code.switching import Switching
 from podgraft_engine.target.ehframe import RBP, RSP
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.memory import Memory
@@ -18,6 +19,9 @@ SLOT: Final = 8
 _SAVED: Final = 64
 _SIZES_OF_CALLS: Final = (2, 3, 4, 6, 7)  # call r/m64 (Intel SDM, CALL)
 _CALL_NEAR: Final = 0xE8
+_JUMP_BY_SLOT: Final = b"\xff\x25"
+_ENDBR64: Final = b"\xf3\x0f\x1e\xfa"
+_BND: Final = b"\xf2"
 # glibc, sysdeps/unix/sysv/linux/x86/sys/ucontext.h: offsets from the stack pointer's place; registers by DWARF number
 _UC_PC: Final = 8
 _UC_FPREGS: Final = 64
@@ -48,9 +52,10 @@ class _OwnStack:
 class SavedStacks:
     """Tells of words in the memory of a process whether a stack goes on there. The program runs on meanwhile."""
 
-    def __init__(self, process: Process, memory: Memory) -> None:
+    def __init__(self, process: Process, memory: Memory, switching: Switching) -> None:
         self._process = process
         self._memory = memory
+        self._switching = switching
         self._maps = process.maps()
         self._own = list(self._stacks_of_threads())
         self._guard = self._pointer_guard()
@@ -60,20 +65,14 @@ class SavedStacks:
         pointer = self._word(at - _UC_PC)
         return pointer is not None and self._is_context(at - _UC_PC) and not self.is_left(pointer)
 
-    def plain(self, at: int, pointer: int, *, below: range) -> Frame | None:
-        """Return where a stack goes on if its pointer is what is stored here; None if it is some other word.
-
-        Args:
-            at: where the word is.
-            pointer: the word.
-            below: the part of the stack below a call that is looked for. If that has returned, what is there is old.
-        """
+    def plain(self, at: int, pointer: int) -> Frame | None:
+        """Return where a stack goes on if its pointer is what is stored here; None if it is some other word."""
         if self._is_context(at):
             pc = self._word(at + _UC_PC) or 0
             return Frame(pc, {**self._registers(at, _UC_SAVED), RSP: pointer})
-        saved = (self.read(pointer, _SAVED * SLOT) or b"") if at not in below else b""
+        saved = (self.read(pointer, _SAVED * SLOT) or b"") if self._switching.by_hand else b""
         for index, (value,) in enumerate(struct.iter_unpack("<Q", saved)):
-            if self.follows_a_call(value):
+            if self._follows_a_switch(value):
                 return Frame(value, {RSP: pointer + (index + 1) * SLOT})
         return None
 
@@ -100,12 +99,23 @@ class SavedStacks:
 
     def follows_a_call(self, address: int) -> bool:
         """Tell whether an address may be one that a call returns to."""
+        before = self._before(address)
+        return before[-5] == _CALL_NEAR or _is_indirect(before)
+
+    def _follows_a_switch(self, address: int) -> bool:
+        """Tell whether an address may be one that a switch by hand returns to: what calls call is known for most."""
+        before = self._before(address)
+        if before[-5] == _CALL_NEAR:
+            function = address + int.from_bytes(before[-4:], "little", signed=True)
+            code = (self.read(function, 7) or b"").removeprefix(_ENDBR64).removeprefix(_BND)
+            if self._switching.is_switch(function) or code.startswith(_JUMP_BY_SLOT):
+                return True
+        return _is_indirect(before)
+
+    def _before(self, address: int) -> bytes:
+        """Return the bytes before an address in code, zeros if it is none."""
         mapping = self._mapping(address)
-        before = self.read(address - 7, 7) if mapping is not None and "x" in mapping.perms else None
-        if before is None:
-            return False
-        indirect = any(before[-size] == 0xFF and before[1 - size] & 0x38 == 0x10 for size in _SIZES_OF_CALLS)
-        return indirect or before[-5] == _CALL_NEAR
+        return (self.read(address - 7, 7) if mapping is not None and "x" in mapping.perms else None) or bytes(7)
 
     def read(self, address: int, size: int) -> bytes | None:
         """Read memory that may be unmapped at any moment."""
@@ -155,3 +165,8 @@ class SavedStacks:
 
     def _demangle(self, value: int) -> int:
         return ((value >> _ROTATED | value << 64 - _ROTATED) & _WORD) ^ (self._guard or 0)
+
+
+def _is_indirect(before: bytes) -> bool:
+    """Tell whether some bytes end with `call r/m64`: opcode FF, the register field of ModRM is 2."""
+    return any(before[-size] == 0xFF and before[1 - size] & 0x38 == 0x10 for size in _SIZES_OF_CALLS)

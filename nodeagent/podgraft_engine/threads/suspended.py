@@ -16,17 +16,18 @@ from typing import Final
 
 from podgraft_bundle.errors import DeadlineError, Reason
 from podgraft_bundle.protocol import Event, Waiting
+from podgraft_engine.code.switching import Switching
 from podgraft_engine.patched.state import CodeRange
-from podgraft_engine.target.ehframe import RSP, Row
+from podgraft_engine.target.ehframe import RSP
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
 from podgraft_engine.threads.saved import SLOT, SavedStacks
-from podgraft_engine.threads.stack import Forbidden, Frame, callers
+from podgraft_engine.threads.stack import Forbidden, Frame, RowLookup, callers
 
 CHUNK: Final = 8 * 2**20
 # How far below a call its stack may go on to where it is suspended.
 DEEPEST: Final = 2**18
-_SHARED_BYTES: Final = 3  # low bytes of an address that are not searched for, but compared
+_UNSHARED: Final = 24  # low bits of an address that are not searched for, but compared
 SHORTEST_PAUSE_S: Final = 0.05
 REPORT_EVERY_S: Final = 1.0
 
@@ -42,6 +43,8 @@ class Suspended:
 
 @dataclass(frozen=True)
 class _Hit:
+    """A word in memory that points into forbidden code."""
+
     at: int
     value: int
     code: CodeRange
@@ -51,84 +54,54 @@ class _Hit:
     def lowest(self) -> int:
         return max(self.mapping.start, self.at - DEEPEST)
 
-    @property
-    def call(self) -> Suspended:
-        return Suspended(self.code.function, self.value, self.at)
-
 
 class SuspendedCalls:
-    """Looks for suspended calls of forbidden code in the memory of a process.
+    """Looks for suspended calls in the memory of a process that switches stacks.
 
-    Args:
-        rows: unwind rows by run-time address; may take its time.
-        tend: called again and again, for a look takes seconds for each GiB that is resident.
+    tend: called again and again, for a look takes seconds for each GiB that is resident.
     """
 
-    def __init__(
-        self,
-        process: Process,
-        memory: Memory,
-        forbidden: Forbidden,
-        rows: Callable[[int], Row | None],
-        tend: Callable[[], None],
-    ) -> None:
+    def __init__(self, process: Process, memory: Memory, switching: Switching, tend: Callable[[], None]) -> None:
         self._process = process
         self._memory = memory
-        self._forbidden = forbidden
-        self._rows = rows
+        self._switching = switching
         self._tend = tend
 
-    def find(self) -> Suspended | None:
-        """Return one suspended call, None where there is none."""
+    def find(self, forbidden: Forbidden, rows: RowLookup) -> Suspended | None:
+        """Return one suspended call of forbidden code, None where there is none.
+
+        rows: unwind rows by run-time address; nobody waits for them.
+        """
         mappings = [m for m in self._process.maps() if m.perms.startswith("rw") and m.perms.endswith("p")]
         hits = [
             _Hit(base + at, value, code, mapping)
             for mapping, base, data in self._resident(mappings)
-            for at, value, code in self._forbidden.hits(data, len(data))
+            for at, value, code in forbidden.hits(data, len(data))
         ]
         if not hits:
             return None
         hits.sort(key=lambda hit: hit.at)
-        saved = SavedStacks(self._process, self._memory)
+        saved = SavedStacks(self._process, self._memory, self._switching)
         called = next((hit for hit in hits if saved.called_from(hit.at)), None)
-        found = called or self._followed(saved, mappings, hits)
-        return found.call if found else None
+        found = called or self._followed(saved, mappings, hits, rows)
+        return Suspended(found.code.function, found.value, found.at) if found else None
 
-    def _followed(self, saved: SavedStacks, mappings: list[Mapping], hits: list[_Hit]) -> _Hit | None:
+    def _followed(self, saved: SavedStacks, mappings: list[Mapping], hits: list[_Hit], rows: RowLookup) -> _Hit | None:
         """Return a hit that a stored stack pointer leads to."""
         places = [hit.at for hit in hits]
-        near = {place for hit in hits for place in (hit.lowest, hit.at)}
+        near = {place >> _UNSHARED << _UNSHARED for hit in hits for place in (hit.lowest, hit.at)}
         for _, base, data in self._resident(mappings):
-            plain = ((at, pointer, False) for at, pointer in _pointers(data, near))
-            mangled = ((at, pointer, True) for at, pointer in saved.jumps_in(data, near))
-            for at, pointer, is_jump in chain(plain, mangled):
+            plain = ((pointer, saved.plain, base + at) for at, pointer in _pointers(data, near))
+            mangled = ((pointer, saved.jump, base + at) for at, pointer in saved.jumps_in(data, near))
+            for pointer, goes_on, at in chain(plain, mangled):
                 first = bisect_left(places, pointer)
                 if first == len(hits) or hits[first].lowest > pointer or pointer % SLOT or saved.is_left(pointer):
                     continue
-                below = range(hits[first].lowest, hits[first].at)
-                start = saved.jump(base + at, pointer) if is_jump else saved.plain(base + at, pointer, below=below)
+                start = goes_on(at, pointer)
                 above = list(takewhile(lambda hit: hit.lowest <= pointer, hits[first:]))  # noqa: B023 (used at once)
-                reached = self._unwound(saved, start, above) if start is not None else None
+                reached = _unwound(saved, start, above, rows) if start is not None else None
                 if reached is not None:
                     return reached
-        return None
-
-    def _unwound(self, saved: SavedStacks, start: Frame, hits: list[_Hit]) -> _Hit | None:
-        """Unwind a stack; return the first hit that is one of its frames."""
-        by_place = {hit.at: hit for hit in hits}
-        base, last, pc = start.registers[RSP], hits[-1].at, start.pc
-        slot = base - SLOT
-        if slot in by_place and by_place[slot].value == pc:
-            return by_place[slot]
-        # As much as there is: the frame that passes the last one may be large.
-        stack = saved.read(base, min(hits[0].mapping.end - base, CHUNK)) if base <= last else None
-        for caller in callers(start, stack, base, len(stack), self._rows) if stack is not None else ():
-            if caller is None:
-                # What was put there by makecontext and its like follows no call, and is the end.
-                return next((hit for hit in hits if hit.at > slot), None) if saved.follows_a_call(pc) else None
-            slot, pc = caller.registers[RSP] - SLOT, caller.pc
-            if slot in by_place or slot > last:
-                return by_place.get(slot)
         return None
 
     def _resident(self, mappings: list[Mapping]) -> Iterator[tuple[Mapping, int, bytes]]:
@@ -142,25 +115,46 @@ class SuspendedCalls:
                         yield mapping, low, data
 
 
+def _unwound(saved: SavedStacks, start: Frame, hits: list[_Hit], rows: RowLookup) -> _Hit | None:
+    """Unwind a stack; return the first hit that is one of its frames."""
+    by_place = {hit.at: hit for hit in hits}
+    base, last, pc = start.registers[RSP], hits[-1].at, start.pc
+    slot = base - SLOT
+    if slot in by_place and by_place[slot].value == pc:
+        return by_place[slot]
+    # As much as there is: the frame that passes the last one may be large.
+    stack = saved.read(base, min(hits[0].mapping.end - base, CHUNK)) if base <= last else None
+    for caller in callers(start, stack, base, len(stack), rows) if stack is not None else ():
+        if caller is None:
+            # What was put there by makecontext and its like follows no call, and is the end.
+            return next((hit for hit in hits if hit.at > slot), None) if saved.follows_a_call(pc) else None
+        slot, pc = caller.registers[RSP] - SLOT, caller.pc
+        if slot in by_place or slot > last:
+            return by_place.get(slot)
+    return None
+
+
 def _pointers(data: bytes, near: set[int]) -> Iterator[tuple[int, int]]:
-    """Yield every aligned word that has its high bytes from an address of `near`: where it is, and its value."""
-    for needle in {(n >> 8 * _SHARED_BYTES).to_bytes(SLOT - _SHARED_BYTES, "little") for n in near}:
-        at = data.find(needle, _SHARED_BYTES)
+    """Yield every aligned word that has its high bits from an address of `near`: where it is, and its value."""
+    low = _UNSHARED // 8
+    for address in near:
+        needle = (address >> _UNSHARED).to_bytes(SLOT - low, "little")
+        at = data.find(needle, low)
         while at >= 0:
-            place = at - _SHARED_BYTES
+            place = at - low
             if place % SLOT == 0 and place + SLOT <= len(data):
                 yield place, struct.unpack_from("<Q", data, place)[0]
             at = data.find(needle, at + 1)
 
 
-def wait_until_none(calls: SuspendedCalls, emit: Callable[[Event], None], deadline: float) -> None:
+def wait_until_none(look: Callable[[], Suspended | None], emit: Callable[[Event], None], deadline: float) -> None:
     """Look until no call is suspended any more; half of the time is left to others.
 
     Raises:
         DeadlineError: time.monotonic() passed the deadline.
     """
     began = started = next_report = time.monotonic()
-    while (found := calls.find()) is not None:
+    while (found := look()) is not None:
         now = time.monotonic()
         why = f"a call is suspended on a stack that no thread is on, at {found.at:#x}"
         if now >= deadline:
@@ -169,6 +163,6 @@ def wait_until_none(calls: SuspendedCalls, emit: Callable[[Event], None], deadli
             next_report = now + REPORT_EVERY_S
             waited = round(now - began, 3)
             where = {"function": found.function, "call_site": found.call_site}
-            emit(Waiting(tid=0, name="(no thread)", why=why, waited_s=waited, **where))
+            emit(Waiting(tid=0, name="suspended call", why=why, waited_s=waited, **where))
         time.sleep(max(SHORTEST_PAUSE_S, min(now - started, deadline - now)))
         started = time.monotonic()
