@@ -12,15 +12,16 @@ from podgraft_engine.code.switching import find_switching
 from podgraft_engine.target.module import modules_of
 from podgraft_engine.target.proc import Process
 
+SWITCH = TARGETS / "looms_switch.c"
 KINDS = {
     "ucontext": (),
     "jumps": ("-DJUMPS",),
-    "by-hand": ("-DBY_HAND",),
+    "by-hand": ("-DBY_HAND", str(SWITCH)),
     "ucontext-static": ("-static",),
-    "by-hand-static": ("-DBY_HAND", "-static"),
+    "by-hand-static": ("-DBY_HAND", str(SWITCH), "-static"),
 }
 WEAVERS = [(kind, place) for kind in ("ucontext", "by-hand") for place in ("mmap", "local")]
-WEAVERS += [("jumps", "malloc"), ("by-hand", "malloc"), ("by-hand", "static")]
+WEAVERS += [("jumps", "malloc"), ("by-hand", "malloc"), ("by-hand-library", "static")]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def woven(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the programs and their bundles."""
     folder = tmp_path_factory.mktemp("looms")
     patch = forge.compile_object(TARGETS / "looms_patch.c", folder / "patch.o")
-    for kind, flags in KINDS.items():
+    library = forge.compile_program(SWITCH, folder / "libswitch.so", "-shared", "-fPIC")
+    for kind, flags in {**KINDS, "by-hand-library": ("-DBY_HAND", "-Wl,--no-as-needed", str(library))}.items():
         program = forge.compile_program(TARGETS / "looms.c", folder / kind, *flags)
         forge.forge(program, patch, ["weave"], folder / f"{kind}.graft", name="looms")
         forge.forge(program, patch, ["loops"], folder / f"{kind}-loops.graft", name="loops")
@@ -118,7 +120,7 @@ def test_the_stack_of_another_thread_than_the_first(woven: Path, kind: str, plac
         assert engine(weaver.pid, op="apply", bundle=bundle, deadline=1).code == 4
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "by-hand-library"])
 def test_a_program_that_switches_stacks_is_known_by_its_code(woven: Path, kind: str, built: Path) -> None:
     """Others are not: what says so costs time that grows with the process."""
     for target, expected in ((woven / kind, True), (built / "pairs", False)):

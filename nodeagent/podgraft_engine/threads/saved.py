@@ -105,12 +105,18 @@ class SavedStacks:
     def _follows_a_switch(self, address: int) -> bool:
         """Tell whether an address may be one that a switch by hand returns to: what calls call is known for most."""
         before = self._before(address)
-        if before[-5] == _CALL_NEAR:
-            function = address + int.from_bytes(before[-4:], "little", signed=True)
-            code = (self.read(function, 7) or b"").removeprefix(_ENDBR64).removeprefix(_BND)
-            if self._switching.is_switch(function) or code.startswith(_JUMP_BY_SLOT):
-                return True
-        return _is_indirect(before)
+        function = address + int.from_bytes(before[-4:], "little", signed=True)
+        near = before[-5] == _CALL_NEAR and self._switching.is_switch(self._behind_slot(function))
+        return near or _is_indirect(before)
+
+    def _behind_slot(self, function: int) -> int:
+        """Return where an entry of a procedure linkage table leads (psABI 5.2), anything else as it is."""
+        code = self.read(function, 11) or b""
+        jump = code.removeprefix(_ENDBR64).removeprefix(_BND)
+        if not jump.startswith(_JUMP_BY_SLOT):
+            return function
+        behind = function + len(code) - len(jump) + 6
+        return self._word(behind + int.from_bytes(jump[2:6], "little", signed=True)) or function
 
     def _before(self, address: int) -> bytes:
         """Return the bytes before an address in code, zeros if it is none."""
