@@ -13,7 +13,7 @@ from pathlib import Path
 from bench import report
 from bench.harness import BenchFailedError, Options
 from bench.machine import describe
-from hack.tools import REPOSITORY, ToolFailedError, cache, say, step
+from hack.tools import REPOSITORY, ToolFailedError, cache, say, step, unwind_on_signals
 
 FOLDER = REPOSITORY / "docs" / "bench"
 
@@ -46,6 +46,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     try:
         main()
     except (BenchFailedError, ToolFailedError) as failure:

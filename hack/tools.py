@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -115,12 +116,20 @@ def _counts(file: Path) -> bool:
     return file.is_file() and "__pycache__" not in file.parts
 
 
+def unwind_on_signals() -> None:
+    """Let signals that end us unwind the stack first: a process that was started must not stay behind.
+
+    SIGINT is ignored by what a shell has put into the background, and so it is asked for as well.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda came, _frame: sys.exit(128 + came))
+
+
 def main(action: Callable[[], None]) -> None:
     """Run a script's entry point; a ToolFailedError ends it with its text and exit code 1."""
+    unwind_on_signals()
     try:
         action()
     except ToolFailedError as failure:
         say(f"error: {failure}")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)

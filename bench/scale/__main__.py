@@ -15,7 +15,7 @@ from bench.machine import describe
 from bench.scale import report
 from bench.scale.fleet import Fleet
 from bench.scale.phases import measure
-from hack.tools import REPOSITORY, ToolFailedError, cache, say, step
+from hack.tools import REPOSITORY, ToolFailedError, cache, say, step, unwind_on_signals
 
 SIZES = (100, 300, 1000)
 PODS_PER_NODE = 10
@@ -53,6 +53,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     try:
         main()
     except (BenchFailedError, ToolFailedError) as failure:

@@ -3,7 +3,6 @@
 With --known instead nothing is run: the page tells what is known of each case, and which have not been run.
 """
 
-import signal
 import sys
 
 from hack.corpus import network, report
@@ -34,7 +33,6 @@ def play() -> None:
     for program in {case.program: case for case in chosen}.values():
         corpus.fetch(program)
     network.enter()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with lock("corpus"):
         rows = [_row(corpus, case) for case in chosen]
         speeds = [measure(corpus, ground) for ground in _measured(rows)] if not only else []

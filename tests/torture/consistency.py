@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hack.tools import unwind_on_signals
 from tests.engine import forge
 from tests.engine.conftest import TARGETS, Target
 from tests.torture.engines import Outcome, run
@@ -156,4 +157,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

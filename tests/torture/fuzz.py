@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hack.tools import unwind_on_signals
 from podgraft_bundle.errors import Reason
 from tests.engine import forge
 from tests.engine.conftest import PAIR_FUNCTIONS, TARGETS, Target
@@ -219,4 +220,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

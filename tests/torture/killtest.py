@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hack.tools import unwind_on_signals
 from podgraft_engine.steps import Step
 from tests.torture.engines import Engine, Outcome, run
 from tests.torture.subjects import Crowd, RedisServer, Subject, Successor
@@ -252,4 +253,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hack.tools import unwind_on_signals
 from podgraft_engine.helper import block
 from podgraft_engine.patched.state import read_state
 from podgraft_engine.target.memory import Memory
@@ -320,4 +321,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    unwind_on_signals()
     sys.exit(main())

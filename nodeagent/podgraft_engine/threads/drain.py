@@ -69,13 +69,14 @@ class Looker:
         sleep = self.process.sleeping_in(tid)
         if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
             frame = Frame(sleep.pc, {RSP: sleep.sp})
-            return self._clear(frame, self._read(frame, None)) and self.process.sleeping_in(tid) == sleep
+            read = self._read(frame, self.stacks.top_from_outside(tid, sleep.sp))
+            return self._clear(frame, read) and self.process.sleeping_in(tid) == sleep
         if not may_hold:
             return False
         try:
             with hold(tid) as held:
                 frame = frame_of(held)
-                read = self._read(frame, held.regs.fs_base)
+                read = self._read(frame, self.stacks.top(frame.registers[RSP], held.regs.fs_base))
         except NotHeld as reason:
             return reason.gone
         # What was read is judged when the thread runs again.
@@ -84,7 +85,5 @@ class Looker:
     def _clear(self, frame: Frame, read: tuple[bytearray, int] | None) -> bool:
         return read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent
 
-    def _read(self, frame: Frame, fs_base: int | None) -> tuple[bytearray, int] | None:
-        sp = frame.registers[RSP]
-        top = self.stacks.top(sp, fs_base)
-        return self.stacks.read(sp, top) if top is not None else None
+    def _read(self, frame: Frame, top: int | None) -> tuple[bytearray, int] | None:
+        return self.stacks.read(frame.registers[RSP], top) if top is not None else None

@@ -96,6 +96,14 @@ class Stacks:
             return found.end
         return fs_base if not main and sp < fs_base <= found.end else None
 
+    def top_from_outside(self, tid: int, sp: int) -> int | None:
+        """Return the end of the stack that a sleeping thread is on, as far as that is known without stopping it.
+
+        It may be one of several in a large mapping: the thread's control block is the end of its own.
+        """
+        top, block = self.top(sp, None), self._process.control_block(tid)
+        return block if block is not None and top is not None and sp < block < top else top
+
     def read(self, sp: int, top: int) -> tuple[bytearray, int] | None:
         """Read [sp, top); the buffer is valid until the next call. None when it is too large or unreadable."""
         size = top - sp
@@ -172,10 +180,10 @@ class Mover:
         The picture is whole when the thread still sleeps at the same place and has not run in between.
         """
         before = self._process.status(tid).get("voluntary_ctxt_switches")
-        top = self._stacks.top(sleep.sp, None)
+        top = self._stacks.top_from_outside(tid, sleep.sp)
         read = self._stacks.read(sleep.sp, top) if top is not None else None
         if read is None:
-            return Verdict(quiescent=False, why="its stack pointer is not in a stack that is known")
+            return Verdict(quiescent=False, why="its stack pointer is not in a stack that is known", doubtful=True)
         again = self._process.sleeping_in(tid)
         after = self._process.status(tid).get("voluntary_ctxt_switches")
         if again != sleep or before != after:
