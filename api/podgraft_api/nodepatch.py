@@ -120,7 +120,7 @@ class NodePatchSpec(Model):
 
 
 class Straggler(Report):
-    """A thread that has not migrated, and what an operator needs to find out why."""
+    """A thread that has not migrated, and what an operator needs to find out why; tid 0: a call without a thread."""
 
     tid: int
     name: str
@@ -128,6 +128,11 @@ class Straggler(Report):
     function: str | None = None
     syscall: str | None = None
     waited_seconds: Annotated[float, Field(ge=0)] = 0.0
+
+    @property
+    def who(self) -> str:
+        """Name it for a human."""
+        return f"thread {self.tid} ({self.name})" if self.tid else self.name
 
 
 class ProcessReport(Report):

@@ -60,7 +60,7 @@ def _from_status(tree: Tree, view: PatchView) -> None:
         process = f" process {failure.pid}" if failure.pid is not None else ""
         tree.add(f"{escape(failure.pod)}{process} {_state('Failed', failure.reason)} {escape(failure.message)}")
     for one in view.status.stragglers or ():
-        tree.add(escape(f"{one.pod} process {one.pid}: thread {one.tid} ({one.name}) {one.why}"))
+        tree.add(escape(f"{one.pod} process {one.pid}: {one.who} {one.why}"))
 
 
 def _add_pod(tree: Tree, pod: PodView) -> None:
@@ -85,7 +85,7 @@ def _add_process(branch: Tree, process: ProcessReport) -> None:
     for one in process.stragglers or ():
         place = f" in {one.function}" if one.function else ""
         call = f", waits in {one.syscall}" if one.syscall else ""
-        leaf.add(escape(f"thread {one.tid} ({one.name}){place}{call}: {one.why} [{one.waited_seconds:.0f} s]"))
+        leaf.add(escape(f"{one.who}{place}{call}: {one.why} [{one.waited_seconds:.0f} s]"))
 
 
 def why_report(pod: str, found: Iterable[PodView], names: Iterable[str]) -> RenderableType:

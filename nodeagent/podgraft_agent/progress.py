@@ -28,6 +28,7 @@ from podgraft_bundle.protocol import (
 MOTION = {Desired.APPLIED: Phase.APPLYING, Desired.REVERTED: Phase.REVERTING}
 DONE = {Desired.APPLIED: Phase.APPLIED, Desired.REVERTED: Phase.REVERTED}
 MESSAGE_LIMIT = 1024
+_NO_THREAD = 0  # of a call that is suspended on a stack of its own
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Progress:
             metrics.MIGRATIONS.labels(event.how).inc()
             self._held(event.held_us)
             self.stragglers.pop(event.tid, None)
+            self.stragglers.pop(_NO_THREAD, None)  # where one migrates, no call is left on its own
         elif isinstance(event, Waiting):
             self._on_the_way()
             self._heard.add(event.tid)

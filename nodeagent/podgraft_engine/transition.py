@@ -437,7 +437,7 @@ class Transition:
             Forbidden(wakeups.credulous),
             reverting=reverting,
             old_below=old_below,
-            whole=self._switching is not None,
+            switching=self._switching is not None,
         )
         unwinder = self._unwinder(record)
         # A thread that goes back to a call on such a stack must not be ahead of it, and in the end none may be left.
@@ -459,9 +459,15 @@ class Transition:
     def _await_suspended(self, code: list[CodeRange], unwinder: Unwinder) -> None:
         """Wait until no call of some code is suspended on a stack that no thread is on."""
         if self._switching is not None:
-            calls = SuspendedCalls(self._process, self._target.memory, self._switching, self._helper.tend)
+            calls = SuspendedCalls(self._process, self._target.memory, self._switching, self._tend)
             forbidden = Forbidden(code)
             wait_until_none(lambda: calls.find(forbidden, unwinder.row), self._emit, self._deadline)
+
+    def _tend(self) -> None:
+        """Keep the helper while something takes long. Raises DeadlineError when it takes too long."""
+        self._helper.tend()
+        if time.monotonic() > self._deadline:
+            raise DeadlineError(Reason.DEADLINE_PASSED, "the search for calls on other stacks takes longer than that")
 
     def _wakeups(self, goal: Goal | None = None) -> Wakeups:
         return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._switching is not None)

@@ -162,4 +162,4 @@ def _straggler_message(stragglers: tuple[PodStraggler, ...]) -> str:
     inside = f" in {one.function}" if one.function else ""
     call = f", waits in {one.syscall}" if one.syscall else ""
     more = f"; {len(stragglers) - 1} more" if len(stragglers) > 1 else ""
-    return f"thread {one.tid} ({one.name}) of pod {one.pod}{inside}: {one.why}{call}{more}"
+    return f"{one.who} of pod {one.pod}{inside}: {one.why}{call}{more}"

@@ -41,16 +41,30 @@ def test_a_main_thread_that_has_ended_is_not_waited_for(tmp_path: Path) -> None:
         assert target.ask("x") == "1"
 
 
-def test_a_stack_in_a_large_mapping(tmp_path: Path) -> None:
-    """Where the stack of a thread that sleeps ends is not where its mapping does."""
+@pytest.fixture
+def borrowed(tmp_path: Path) -> Path:
+    """A program, and beside it a bundle."""
     program = forge.compile_program(TARGETS / "borrowed.c", tmp_path / "borrowed")
     patch = forge.compile_object(TARGETS / "headless_patch.c", tmp_path / "patch.o")
     forge.forge(program, patch, ["left"], tmp_path / "borrowed.graft", name="borrowed")
-    for target in run_target(program):
-        applied = engine(target.pid, op="apply", bundle=str(tmp_path / "borrowed.graft"), deadline=5)
+    return program
+
+
+def test_a_stack_in_a_large_mapping(borrowed: Path) -> None:
+    """Where the stack of a thread that sleeps ends is not where its mapping does."""
+    for target in run_target(borrowed):
+        applied = engine(target.pid, op="apply", bundle=f"{borrowed}.graft", deadline=5)
         assert applied.code == 0, applied
         assert target.ask("x") == "2"
         assert engine(target.pid, op="revert", name="borrowed", deadline=5).code == 0
+
+
+def test_a_child_that_a_thread_has_forked(borrowed: Path) -> None:
+    """The first and only thread of the child is on the stack of the thread that forked."""
+    for target in run_target(borrowed):
+        child = int(target.ask("fork"))
+        applied = engine(child, op="apply", bundle=f"{borrowed}.graft", deadline=5)
+        assert applied.code == 0, applied
 
 
 def test_a_handler_on_an_alternate_stack_hides_no_frame(target: Target, bundle: str) -> None:

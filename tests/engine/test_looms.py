@@ -17,11 +17,14 @@ KINDS = {
     "ucontext": (),
     "jumps": ("-DJUMPS",),
     "by-hand": ("-DBY_HAND", str(SWITCH)),
+    "by-hand-frames": ("-DBY_HAND", str(SWITCH), "-fno-omit-frame-pointer"),
+    "by-hand-after": ("-DBY_HAND", "-DAFTER", str(SWITCH)),
     "ucontext-static": ("-static",),
     "by-hand-static": ("-DBY_HAND", str(SWITCH), "-static"),
 }
 WEAVERS = [(kind, place) for kind in ("ucontext", "by-hand") for place in ("mmap", "local")]
 WEAVERS += [("jumps", "malloc"), ("by-hand", "malloc"), ("by-hand-library", "static")]
+WEAVERS += [("by-hand-frames", "mmap"), ("by-hand-after", "mmap")]
 
 
 @pytest.fixture(scope="module")

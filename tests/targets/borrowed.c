@@ -1,8 +1,14 @@
-/* A thread whose stack is a small part of a large mapping, and which sleeps: left answers 1 or 2 on each line of input. */
+/* A thread whose stack is a small part of a large mapping, and which sleeps: left answers 1 or 2 on each line of input.
+   On "fork" a thread forks; the answer is the child, which sleeps. */
 #include <poll.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { STACK = 1 << 18, ALL = 1 << 25 };
 
@@ -18,6 +24,19 @@ static void *sleep_for_ever(void *arg)
 	return arg;
 }
 
+static void *fork_one(void *arg)
+{
+	pid_t child = fork();
+	if (child == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		printf("%d\n", getpid());
+		fflush(stdout);
+		sleep_for_ever(arg);
+	}
+	waitpid(child, NULL, 0);
+	return arg;
+}
+
 int main(void)
 {
 	char line[64];
@@ -30,6 +49,10 @@ int main(void)
 	printf("ready\n");
 	fflush(stdout);
 	while (fgets(line, sizeof line, stdin)) {
+		if (!strcmp(line, "fork\n")) {
+			pthread_create(&id, NULL, fork_one, NULL);
+			continue;
+		}
 		printf("%d\n", left(line[0]) - line[0] * 3);
 		fflush(stdout);
 	}

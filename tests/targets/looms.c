@@ -20,14 +20,19 @@ void body(void);
 
 #ifdef BY_HAND
 typedef struct {
-	void **sp;
+	void **sp, *pc, *registers[6];
 } context;
 void transfer(context *from, context *to); /* looms_switch.c */
 static void make(context *new, char *stack)
 {
 	void **top = (void **)(stack + STACK);
+#ifdef AFTER
+	new->pc = (void *)body;
+	new->sp = top - 1;
+#else
 	top[-2] = (void *)body;
 	new->sp = top - 8;
+#endif
 }
 #elif defined JUMPS
 typedef struct {
@@ -70,13 +75,18 @@ static void change_to(int loom)
 	transfer(&home, looms[loom]);
 }
 
+__attribute__((noinline)) static void leave(void)
+{
+	transfer(looms[at], &home);
+}
+
 __attribute__((noinline)) int rest(int how)
 {
 	char space[256];
 	memset(space, how, sizeof space);
 	__asm__ volatile("" ::"r"(space) : "memory");
 	if (how == LEAVE)
-		transfer(looms[at], &home);
+		leave();
 	if (how == DRIVE || how == HOLD) {
 		wanted = how == HOLD ? HOLD : STAY;
 		change_to(LOOMS - 1);
@@ -121,7 +131,9 @@ static void *serve(void *where)
 			looms[i] = &both->context;
 			make(looms[i], both->stack.bytes);
 		} else if (!strcmp(where, "mmap")) {
-			make(looms[i], mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+			char *all = mmap(NULL, STACK + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+			madvise(all, 4096, 102 /* MADV_GUARD_INSTALL, Linux 6.13 */);
+			make(looms[i], all + 4096);
 		} else {
 			make(looms[i], strcmp(where, "local") ? in_data[i].bytes : in_frame[i].bytes);
 		}

@@ -237,10 +237,12 @@ def main() -> int:
     tally = Tally()
     makers = {"crowd": Crowd, "successor": Successor, "redis": RedisServer}
     chosen = list(makers) if arguments.subject == "all" else [arguments.subject]
-    for name in chosen:
+    for number, name in enumerate(chosen, 1):
         with tempfile.TemporaryDirectory() as folder:
             began, before = time.monotonic(), tally.kills
-            Campaign(makers[name], Path(folder), arguments.seed, tally).run(arguments.kills // len(chosen))
+            Campaign(makers[name], Path(folder), arguments.seed, tally).run(
+                arguments.kills * number // len(chosen) - before
+            )
             print(f"{name}: {tally.kills - before} kills in {time.monotonic() - began:.0f} s", flush=True)
     print("last step reached at a kill:", tally.histogram(), sep="\n")
     print(*tally.stories, sep="\n", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 import pytest
 
+from podgraft_agent.progress import Progress
 from podgraft_agent.report import Unseen, item_phase, item_report
 from podgraft_api.nodepatch import BundleRef, ContainerRef, Desired, Item, LivePatchRef, Phase, PodRef, ProcessReport
+from podgraft_bundle.protocol import Migrated, Waiting
 
 
 @pytest.mark.parametrize(
@@ -63,3 +65,13 @@ def test_another_build_says_so() -> None:
     found = item_report(item(Desired.APPLIED), [], looked=True)
     assert (found.phase, found.reason) == (Phase.NOT_APPLICABLE, None)
     assert "ab" * 20 in (found.message or "")
+
+
+def test_a_suspended_call_is_gone_when_a_thread_migrates() -> None:
+    """Nobody migrates before, and no event of its own says so."""
+    progress = Progress("app", 7, 1)
+    progress.hear(Waiting(tid=0, name="suspended call", why="a call is suspended", function="weave"))
+    (waiting,) = progress.report().stragglers or ()
+    assert waiting.who == "suspended call"
+    progress.hear(Migrated(tid=7, name="main", how="sleeping", held_us=1.0, migrated=1, total=2))
+    assert not progress.report().stragglers

@@ -9,30 +9,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from iced_x86 import Decoder, Instruction, Mnemonic, OpKind, Register
+from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from podgraft_engine.target.module import Module
 
-_UCONTEXT: Final = ("swapcontext", "setcontext", "makecontext")
+_UCONTEXT: Final = frozenset({"swapcontext", "setcontext", "makecontext"})
 # OpenSSL's fibers are for asynchronous engines, and hold calls of its own.
-_OPENSSL: Final = "ASYNC_start_job"
+_OPENSSL: Final = b"crypto/async/async.c"  # a name in its table of errors
 _C_LIBRARY: Final = "longjmp"
 # Frame pointers, and what glibc's lazy binding saves the stack pointer by.
 _COMPILERS: Final = (Register.RSP, Register.RBP, Register.RBX)
-# Where a switch has its arguments (psABI 3.2.3). From others compilers take what they saved there themselves.
-_GIVEN: Final = (Register.RDI, Register.RSI)
 # Bytes of `mov rsp,[base+…]` and `mov rsp,reg` as assemblers write them (Intel SDM volume 2, 2.1.5).
 _CLASSES: Final = {
     "W": (0x48,),
     "B": (0x49,),
+    "R": (0x4C,),
     "l": (0x8B,),
     "s": (0x89,),
-    "m": tuple(mode | base for mode in (0x20, 0x60, 0xA0) for base in (0, 1, 2, 3, 5, 6, 7)),
-    "r": (0xF4, 0xFC),
+    "m": tuple(mode | base for mode in (0x20, 0x60, 0xA0) for base in range(8)),
+    "r": tuple(0xC4 | register << 3 for register in range(8)),
 }
+_ALL: Final[frozenset[int]] = frozenset(range(Register.RAX, Register.R15 + 1))
 _LONGEST: Final = 15
+_FARTHEST: Final = 4096  # a switch of stacks is short
 _TABLE: Final = bytes(next((ord(c) for c, values in _CLASSES.items() if byte in values), 0) for byte in range(256))
-_PATTERNS: Final = (b"Wlm", b"Blm", b"Wsr")
+_PATTERNS: Final = (b"Wlm", b"Blm", b"Wsr", b"Rsr")
+_EXECUTABLE: Final = 4  # SHF_EXECINSTR
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def find_switching(modules: list[Module]) -> Switching | None:
     for module in modules:
         if module.export(_C_LIBRARY, None) is not None:
             continue
-        if module.export(_OPENSSL, None) is None:
-            why += [f"{module.name} imports {name}" for name in _UCONTEXT if module.imports(name)]
+        names = {name for name in _UCONTEXT if module.imports(name)}
+        if names and ("swapcontext" in names or not _holds(module, _OPENSSL)):
+            why += [f"{module.name} imports {name}" for name in sorted(names)]
         found = list(_by_hand(module))
         why += [f"{module.name} sets the stack pointer at {at - module.bias:#x}" for _, at in found]
         by_hand += found
@@ -68,35 +71,65 @@ def find_switching(modules: list[Module]) -> Switching | None:
 
 def _by_hand(module: Module) -> Iterator[tuple[int, int]]:
     """Yield instructions that set the stack pointer to what compilers never do, as a switch of stacks must."""
-    for start, text in module.texts():
-        classes = text.translate(_TABLE)
+    for start, code in _code(module):
+        classes = code.translate(_TABLE)
         for pattern in _PATTERNS:
             at = classes.find(pattern)
             while at >= 0:
-                low = _beginning(module, start, start + at)
-                if _is_switch(_instruction(text[low - start : at + _LONGEST], low, start + at)):
+                low, described = _beginning(module, start, start + at)
+                before = code[low - start : at + _LONGEST]
+                if start + at - low <= _FARTHEST and _switches(before, low, start + at, described=described):
                     yield low, start + at
                 at = classes.find(pattern, at + 1)
 
 
-def _beginning(module: Module, start: int, address: int) -> int:
+def _holds(module: Module, text: bytes) -> bool:
+    """Tell whether some text is in what a file maps."""
+    return any(text in segment.data() for segment in module.elf.iter_segments("PT_LOAD"))
+
+
+def _code(module: Module) -> list[tuple[int, bytes]]:
+    """Return the code with its run-time addresses; segments, which may hold data as well, where sections are gone."""
+    sections = [s for s in module.elf.iter_sections("SHT_PROGBITS") if s["sh_flags"] & _EXECUTABLE]
+    return [(module.bias + s["sh_addr"], s.data()) for s in sections] or module.texts()
+
+
+def _beginning(module: Module, start: int, address: int) -> tuple[int, bool]:
     """Return where the function around an address begins; of code that nothing describes, where the one before ends."""
-    if module.eh_frame is None:
-        return address
-    ranges = module.eh_frame.ranges_between(address - module.bias, address - module.bias + 1)
-    bounds = (bound + module.bias for found in ranges for bound in found)
-    return max((bound for bound in bounds if start <= bound <= address), default=start)
+    link, frames = address - module.bias, module.eh_frame
+    if frames is None:
+        return address, False
+    around = frames.range_of(link)
+    if around is not None:
+        return max(start, around[0] + module.bias), True
+    ends = (end + module.bias for _, end in frames.ranges_between(link, link + 1))
+    return max((end for end in ends if start <= end <= address), default=start), False
 
 
-def _instruction(code: bytes, low: int, address: int) -> Instruction | None:
-    """Return the instruction at an address, None when the bytes there are the middle of another one."""
-    found = next((i for i in Decoder(64, code, ip=low) if i.ip >= address), None)
-    return found if found is not None and found.ip == address else None
+def _switches(code: bytes, low: int, address: int, *, described: bool) -> bool:
+    """Tell whether the instruction at an address takes the stack pointer from where it never was in this function.
+
+    Compilers bring back what they have saved, from a register in functions with a frame pointer alone.
+    """
+    left, held = False, set[int](_COMPILERS)
+    for instruction in Decoder(64, code, ip=low):
+        if instruction.ip >= address:
+            return instruction.ip == address and _takes(instruction, held, left=left)
+        copied = instruction.mnemonic == Mnemonic.MOV and instruction.op1_register == Register.RSP
+        if instruction.flow_control == FlowControl.RETURN and not described:  # another function may begin
+            left, held = False, set[int](_COMPILERS)
+        elif copied or (instruction.mnemonic == Mnemonic.LEA and instruction.memory_base == Register.RSP):
+            left = True
+            held |= _ALL if instruction.op0_register == Register.RBP else {instruction.op0_register}
+        elif instruction.op1_kind == OpKind.MEMORY and instruction.memory_base not in held:
+            held.discard(instruction.op0_register)  # what is loaded anew is something else
+    return False
 
 
-def _is_switch(instruction: Instruction | None) -> bool:
-    if instruction is None or instruction.mnemonic != Mnemonic.MOV or instruction.op0_register != Register.RSP:
+def _takes(instruction: Instruction, held: set[int], *, left: bool) -> bool:
+    """Tell whether an instruction is a switch. left: the stack pointer was put somewhere before."""
+    if instruction.mnemonic != Mnemonic.MOV or instruction.op0_register != Register.RSP:
         return False
     if instruction.op1_kind == OpKind.MEMORY:
         return instruction.memory_base not in _COMPILERS
-    return instruction.op1_kind == OpKind.REGISTER and instruction.op1_register in _GIVEN
+    return left and instruction.op1_kind == OpKind.REGISTER and instruction.op1_register not in held

@@ -48,13 +48,12 @@ class Memory:
             raise self._error("read", address, size, OSError(errno.EIO, "short read"))
         return data
 
-    def try_read(self, address: int, size: int) -> bytes | None:
-        """Read exactly size bytes of what may not be mapped (any more)."""
+    def read_some(self, address: int, size: int) -> bytes:
+        """Read what can be read from an address on, at most size bytes; some of it may not be mapped."""
         try:
-            data = os.pread(self._fd, size, address)
+            return os.pread(self._fd, size, address)
         except (OSError, OverflowError):
-            return None
-        return data if len(data) == size else None
+            return b""
 
     def write(self, address: int, data: bytes) -> None:
         """Write all of data; errors as for read."""
@@ -91,6 +90,8 @@ class Memory:
         """Return the runs of pages in [start, end) that are in memory or swapped out (pagemap bits 63 and 62)."""
         raw = os.pread(self._pagemap, (end - start) // PAGE * 8, start // PAGE * 8)
         runs: list[tuple[int, int]] = []
+        if raw.count(0) == len(raw):
+            return runs
         for index, entry in enumerate(memoryview(raw[: len(raw) // 8 * 8]).cast("Q")):
             if entry >> 62:
                 page = start + index * PAGE

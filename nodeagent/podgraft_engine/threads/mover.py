@@ -82,19 +82,18 @@ class Stacks:
         """Read the memory map again: new threads have new stacks."""
         self._maps = Maps(self._process)
 
-    def top(self, sp: int, fs_base: int | None, *, main: bool = False) -> int | None:
+    def top(self, sp: int, fs_base: int | None) -> int | None:
         """Return the end of the stack that sp lies in; None when that is not the thread's own stack.
 
         glibc and musl keep the thread control block at the top of every thread stack, so fs_base of a thread lies in
-        the mapping of its stack; on a coroutine's or an alternate stack it does not (wakeup findings, section 4). That
-        of the main thread lies somewhere else, where a coroutine's stack may be its neighbour in one mapping.
+        the mapping of its stack; on a coroutine's or an alternate stack it does not (wakeup findings, section 4).
         """
         found = self._maps.at(sp)
         if found is None or "w" not in found.perms:
             return None
         if found.path == "[stack]" or fs_base is None:
             return found.end
-        return fs_base if not main and sp < fs_base <= found.end else None
+        return fs_base if sp < fs_base <= found.end else None
 
     def top_from_outside(self, tid: int, sp: int) -> int | None:
         """Return the end of the stack that a sleeping thread is on, as far as that is known without stopping it.
@@ -119,7 +118,7 @@ class Rule:
     forbidden: code that must not be on its stack. generation: where it goes. old_below: when an unfinished patch is
     reverted, a thread with a lower generation has never left the old code and needs no look at its stack. reverting: a
     generation beyond ours, the program's own value, means old code. credulous: functions whose callers are not nudged.
-    whole: the program switches stacks, so a thread's must be unwound to where the thread begins.
+    switching: the program switches stacks, and a thread may be on one that is not its own.
     """
 
     forbidden: Forbidden
@@ -127,7 +126,7 @@ class Rule:
     credulous: Forbidden
     reverting: bool = False
     old_below: int | None = None
-    whole: bool = False
+    switching: bool = False
 
 
 class Mover:
@@ -190,8 +189,8 @@ class Mover:
             return Verdict(quiescent=False, why="it was about to run")
         # The other registers are not known from outside: an unwind that needs them is doubtful, a held look decides.
         frame = Frame(sleep.pc, {7: sleep.sp})
-        whole, rows = self._rule.whole, self._unwinder.row
-        verdicts = (judge(code, frame, *read, rows, whole=whole) for code in (self._forbidden, *more))
+        switching, rows = self._rule.switching, self._unwinder.row
+        verdicts = (judge(code, frame, *read, rows, switching=switching) for code in (self._forbidden, *more))
         return next((verdict for verdict in verdicts if not verdict.quiescent), QUIESCENT)
 
     def _held(self, tid: int, how: How, call: str | None) -> Outcome:
@@ -229,17 +228,17 @@ class Mover:
 
     def _check(self, held: Held, frame: Frame) -> Verdict:
         sp = frame.registers[7]
-        top = self._stacks.top(sp, held.regs.fs_base, main=held.tid == self._process.pid)
+        top = self._stacks.top(sp, held.regs.fs_base)
         read = self._stacks.read(sp, top) if top is not None else None
         if read is None:
             return Verdict(quiescent=False, why="it is not on its own stack (coroutine, alternate stack, or too deep)")
         self._last_stack = read
-        return judge(self._forbidden, frame, *read, self._unwinder.warm_row, whole=self._rule.whole)
+        return judge(self._forbidden, frame, *read, self._unwinder.warm_row, switching=self._rule.switching)
 
     def _learn(self, frame: Frame | None) -> None:
         """Parse the unwind rows that the held look lacked, now that the thread runs again."""
         if frame is not None and self._last_stack is not None:
-            judge(self._forbidden, frame, *self._last_stack, self._unwinder.row, whole=self._rule.whole)
+            judge(self._forbidden, frame, *self._last_stack, self._unwinder.row, switching=self._rule.switching)
 
 
 def frame_of(held: Held) -> Frame:

@@ -3,8 +3,10 @@
 
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from podgraft_engine.code.switching import Switching
@@ -17,6 +19,9 @@ from podgraft_engine.threads.stack import Frame
 SLOT: Final = 8
 # A switch by hand saves some registers below the address that it returns to.
 _SAVED: Final = 64
+_REGISTERS: Final = 9
+_LARGEST_FRAME: Final = 2**16
+_RED_ZONE: Final = 128  # psABI 3.2.2
 _SIZES_OF_CALLS: Final = (2, 3, 4, 6, 7)  # call r/m64 (Intel SDM, CALL)
 _CALL_NEAR: Final = 0xE8
 _JUMP_BY_SLOT: Final = b"\xff\x25"
@@ -56,8 +61,10 @@ class SavedStacks:
         self._process = process
         self._memory = memory
         self._switching = switching
-        self._maps = process.maps()
-        self._own = list(self._stacks_of_threads())
+        maps = process.maps()
+        self._code = [m for m in maps if "x" in m.perms]
+        self._returns: dict[int, bool] = {}
+        self._own = list(self._stacks_of_threads(maps))
         self._guard = self._pointer_guard()
 
     def called_from(self, at: int) -> bool:
@@ -65,22 +72,34 @@ class SavedStacks:
         pointer = self._word(at - _UC_PC)
         return pointer is not None and self._is_context(at - _UC_PC) and not self.is_left(pointer)
 
-    def plain(self, at: int, pointer: int) -> Frame | None:
-        """Return where a stack goes on if its pointer is what is stored here; None if it is some other word."""
+    def plain(self, at: int, pointer: int) -> list[Frame]:
+        """Return where a stack may go on if its pointer is what is stored here; nothing if it is some other word.
+
+        A switch by hand leaves the address that it returns to above the registers that it saves, or right below the
+        stack pointer if it has taken that itself. It may have been entered by a jump from another function.
+        """
         if self._is_context(at):
             pc = self._word(at + _UC_PC) or 0
-            return Frame(pc, {**self._registers(at, _UC_SAVED), RSP: pointer})
-        saved = (self.read(pointer, _SAVED * SLOT) or b"") if self._switching.by_hand else b""
-        for index, (value,) in enumerate(struct.iter_unpack("<Q", saved)):
-            if self._follows_a_switch(value):
-                return Frame(value, {RSP: pointer + (index + 1) * SLOT})
-        return None
+            return [Frame(pc, {**self._registers(at, _UC_SAVED), RSP: pointer})]
+        saved = self.read_some(pointer - SLOT, (_SAVED + 1) * SLOT) if self._switching.by_hand else b""
+        words = [word for (word,) in struct.iter_unpack("<Q", saved[: len(saved) // SLOT * SLOT])]
+        for index, word in enumerate(words):
+            if self.follows_a_call(word) if index <= _REGISTERS else self._follows_a_switch(word):
+                above = pointer + index * SLOT
+                return [Frame(word, {RSP: above, **more}) for more in self._frame_pointers(words[1:index], pointer)]
+        return []
 
-    def jump(self, at: int, pointer: int) -> Frame | None:
-        """Return where a jump buffer goes on whose stack pointer, mangled, is stored here; None if it is none."""
+    @staticmethod
+    def _frame_pointers(saved: list[int], pointer: int) -> list[dict[int, int]]:
+        """Return which of the saved registers may be the frame pointer: those that point up the stack, not too far."""
+        near = {word for word in saved if pointer < word < pointer + _LARGEST_FRAME and word % SLOT == 0}
+        return [{RBP: word} for word in sorted(near)] or [{}]
+
+    def jump(self, at: int, pointer: int) -> list[Frame]:
+        """Return where a jump buffer goes on whose stack pointer, mangled, is stored here; nothing if it is none."""
         pc, frame_pointer = (self._demangle(self._word(at + offset) or 0) for offset in (_JB_PC, _JB_RBP))
         registers = {**self._registers(at, _JB_SAVED), RBP: frame_pointer, RSP: pointer}
-        return Frame(pc, registers) if self.follows_a_call(pc) else None
+        return [Frame(pc, registers)] if self.follows_a_call(pc) else []
 
     def jumps_in(self, data: bytes, near: set[int]) -> Iterator[tuple[int, int]]:
         """Yield every word that may be a mangled stack pointer near some addresses: where it is, and what it means."""
@@ -94,16 +113,34 @@ class SavedStacks:
 
         If it has not, it is on that other stack, and is not moved before it is on its own.
         """
-        own = next((one for one in self._own if one.start <= pointer < one.end), None)
+        own = self._owner(pointer)
         return own is not None and (own.sp is None or pointer < own.sp)
+
+    def is_dead(self, at: int) -> bool:
+        """Tell whether a word lies below the stack pointer of a thread that sleeps on its own stack."""
+        own = self._owner(at)
+        return own is not None and own.sp is not None and at < own.sp - _RED_ZONE
+
+    def is_owned(self, pointer: int) -> bool:
+        """Tell whether a stack pointer lies in the stack that some thread was born with."""
+        return self._owner(pointer) is not None
+
+    def _owner(self, pointer: int) -> _OwnStack | None:
+        return next((one for one in self._own if one.start <= pointer < one.end), None)
 
     def follows_a_call(self, address: int) -> bool:
         """Tell whether an address may be one that a call returns to."""
-        before = self._before(address)
-        return before[-5] == _CALL_NEAR or _is_indirect(before)
+        if not self._is_code(address):
+            return False
+        if address not in self._returns:
+            before = self._before(address)
+            self._returns[address] = before[-5] == _CALL_NEAR or _is_indirect(before)
+        return self._returns[address]
 
     def _follows_a_switch(self, address: int) -> bool:
         """Tell whether an address may be one that a switch by hand returns to: what calls call is known for most."""
+        if not self.follows_a_call(address):
+            return False
         before = self._before(address)
         function = address + int.from_bytes(before[-4:], "little", signed=True)
         near = before[-5] == _CALL_NEAR and self._switching.is_switch(self._behind_slot(function))
@@ -111,7 +148,7 @@ class SavedStacks:
 
     def _behind_slot(self, function: int) -> int:
         """Return where an entry of a procedure linkage table leads (psABI 5.2), anything else as it is."""
-        code = self.read(function, 11) or b""
+        code = self.read_some(function, 11)
         jump = code.removeprefix(_ENDBR64).removeprefix(_BND)
         if not jump.startswith(_JUMP_BY_SLOT):
             return function
@@ -119,13 +156,16 @@ class SavedStacks:
         return self._word(behind + int.from_bytes(jump[2:6], "little", signed=True)) or function
 
     def _before(self, address: int) -> bytes:
-        """Return the bytes before an address in code, zeros if it is none."""
-        mapping = self._mapping(address)
-        return (self.read(address - 7, 7) if mapping is not None and "x" in mapping.perms else None) or bytes(7)
+        """Return the bytes before an address, zeros where none can be read."""
+        return self._read(address - 7, 7) or bytes(7)
 
-    def read(self, address: int, size: int) -> bytes | None:
-        """Read memory that may be unmapped at any moment."""
-        return self._memory.try_read(address, size) if size > 0 and address > PAGE else None
+    def read_some(self, address: int, size: int) -> bytes:
+        """Read memory that may be unmapped at any moment, as far as it goes."""
+        return self._memory.read_some(address, size) if size > 0 and address > PAGE else b""
+
+    def _read(self, address: int, size: int) -> bytes | None:
+        data = self.read_some(address, size)
+        return data if len(data) == size else None
 
     def _is_context(self, at: int) -> bool:
         """Tell whether this is the stack pointer's place in a ucontext_t: it has a pointer into itself."""
@@ -135,25 +175,35 @@ class SavedStacks:
         return {register: self._word(at + offset) or 0 for register, offset in offsets.items()}
 
     def _word(self, address: int) -> int | None:
-        data = self.read(address, SLOT)
+        data = self._read(address, SLOT)
         return int.from_bytes(data, "little") if data is not None else None
 
-    def _mapping(self, address: int) -> Mapping | None:
-        return next((m for m in self._maps if m.start <= address < m.end), None)
+    def _is_code(self, address: int) -> bool:
+        index = bisect_right(self._code, address, key=lambda mapping: mapping.start) - 1
+        return index >= 0 and address < self._code[index].end
 
-    def _stacks_of_threads(self) -> Iterator[_OwnStack]:
-        """Yield the stacks that threads were born with, as far as they can be known.
-
-        glibc keeps the control block of a thread at the top of its stack; that of the main thread is elsewhere.
-        """
+    def _stacks_of_threads(self, maps: list[Mapping]) -> Iterator[_OwnStack]:
+        """Yield the stacks that threads were born with, as far as they can be known."""
         for tid in self._process.threads():
             block = self._process.control_block(tid)
-            mapping = self._mapping(block) if block is not None else None
-            start, end = (mapping.start, block) if mapping and block else (0, 0)
+            start, end = (self._block_start(block), block) if block is not None else (0, 0)
             if tid == self._process.pid:
-                start, end = next(((m.start, m.end) for m in self._maps if m.path == "[stack]"), (0, 0))
+                start, end = next(((m.start, m.end) for m in maps if m.path == "[stack]"), (0, 0))
             sleep = self._process.sleeping_in(tid)
-            yield _OwnStack(start, end, sleep.sp if sleep is not None and start <= sleep.sp < end else None)
+            yield _OwnStack(start or end, end, sleep.sp if sleep is not None and start <= sleep.sp < end else None)
+
+    def _block_start(self, block: int) -> int:
+        """Return where the stack begins that has the control block at its top, 0 if that cannot be known.
+
+        Around the list of robust mutexes glibc has the stack's start and size (nptl/descr.h, struct pthread); where in
+        it depends on the version.
+        """
+        around = self.read_some(block - _TCB_ROOM, 2 * _TCB_ROOM)
+        words: list[int] = [word for (word,) in struct.iter_unpack("<Q", around[: len(around) // SLOT * SLOT])]
+        for start, size in pairwise(words):
+            if start and size and not (start | size) % PAGE and start < block < start + size:
+                return start
+        return 0
 
     def _pointer_guard(self) -> int | None:
         """Return what glibc mangles pointers with: it is in the control block of each thread."""

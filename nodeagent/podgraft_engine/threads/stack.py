@@ -138,29 +138,43 @@ def callers(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: 
 
 
 def judge(
-    forbidden: Forbidden, frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup, *, whole: bool = False
+    forbidden: Forbidden, frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup, *, switching: bool = False
 ) -> Verdict:
     """Say whether a thread with these registers and this stack is quiescent; doubt means no.
 
-    whole: the stack must be unwound to its end, for it may be one of the program's making, and not the only one.
+    switching: the program switches stacks, so this one must not be found to begin where no thread begins.
     """
     here = forbidden.at_pc(frame.pc)
     if here is not None:
         return _not_yet("it executes the function", here, frame.pc)
     hit = forbidden.scan(stack, size)
-    if hit is None and not whole:
+    if hit is None and not switching:
         return QUIESCENT
-    pcs = unwind(frame, stack, frame.registers[RSP], size, rows)
-    if pcs is None and hit is not None:
+    pcs, whole = _unwound(frame, stack, size, rows)
+    if hit is None:
+        foreign = not whole and _is_foreign(pcs[-1], rows)
+        return Verdict(quiescent=not foreign, why="it is on a stack that no thread begins on" if foreign else "")
+    if not whole:
         why = "its stack may hold a call of the function and cannot be unwound exactly"
         return _not_yet(why, hit[1], hit[0], doubtful=True)
-    if pcs is None:
-        return Verdict(quiescent=False, why="its stack cannot be unwound to where a thread begins", doubtful=True)
-    for pc in pcs[1:]:
-        found = forbidden.as_return(pc)
-        if found is not None:
-            return _not_yet("a call of the function is on its stack", found, pc)
-    return QUIESCENT
+    called = ((forbidden.as_return(pc), pc) for pc in pcs[1:])
+    return next((_not_yet("a call of the function is on its stack", f, pc) for f, pc in called if f), QUIESCENT)
+
+
+def _unwound(frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup) -> tuple[list[int], bool]:
+    """Return the pcs that an unwind comes by, and whether it comes to the end."""
+    found = list(callers(frame, stack, frame.registers[RSP], size, rows))
+    whole = not found or found[-1] is not None
+    return [frame.pc, *(caller.pc for caller in found if caller is not None)], whole
+
+
+def _is_foreign(pc: int, rows: RowLookup) -> bool:
+    """Tell whether an unwind ended because no call has put this address there: none, or the start of a function.
+
+    makecontext and its like do so; where unwind information is missing, the address is in the middle of something.
+    """
+    here, before = rows(pc), rows(pc - 1)
+    return pc == 0 or (here is not None and here.known and before is not None and not before.known)
 
 
 def _not_yet(why: str, where: CodeRange, pc: int, *, doubtful: bool = False) -> Verdict:

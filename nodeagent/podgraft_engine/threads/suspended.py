@@ -19,6 +19,7 @@ from podgraft_bundle.protocol import Event, Waiting
 from podgraft_engine.code.switching import Switching
 from podgraft_engine.patched.state import CodeRange
 from podgraft_engine.target.ehframe import RSP
+from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
 from podgraft_engine.threads.saved import SLOT, SavedStacks
@@ -28,7 +29,9 @@ CHUNK: Final = 8 * 2**20
 # How far below a call its stack may go on to where it is suspended.
 DEEPEST: Final = 2**18
 _UNSHARED: Final = 24  # low bits of an address that are not searched for, but compared
+_BETWEEN_TENDS: Final = 1000
 SHORTEST_PAUSE_S: Final = 0.05
+LONGEST_PAUSE_S: Final = 1.0
 REPORT_EVERY_S: Final = 1.0
 
 
@@ -58,7 +61,7 @@ class _Hit:
 class SuspendedCalls:
     """Looks for suspended calls in the memory of a process that switches stacks.
 
-    tend: called again and again, for a look takes seconds for each GiB that is resident.
+    tend: called again and again, for a look takes seconds for each GiB that is resident; may raise.
     """
 
     def __init__(self, process: Process, memory: Memory, switching: Switching, tend: Callable[[], None]) -> None:
@@ -80,10 +83,11 @@ class SuspendedCalls:
         ]
         if not hits:
             return None
-        hits.sort(key=lambda hit: hit.at)
         saved = SavedStacks(self._process, self._memory, self._switching)
         called = next((hit for hit in hits if saved.called_from(hit.at)), None)
-        found = called or self._followed(saved, mappings, hits, rows)
+        # What calls of a thread have left behind on its own stack is most of it.
+        hits = sorted((hit for hit in hits if not saved.is_left(hit.at)), key=lambda hit: hit.at)
+        found = called or (self._followed(saved, mappings, hits, rows) if hits else None)
         return Suspended(found.code.function, found.value, found.at) if found else None
 
     def _followed(self, saved: SavedStacks, mappings: list[Mapping], hits: list[_Hit], rows: RowLookup) -> _Hit | None:
@@ -93,13 +97,16 @@ class SuspendedCalls:
         for _, base, data in self._resident(mappings):
             plain = ((pointer, saved.plain, base + at) for at, pointer in _pointers(data, near))
             mangled = ((pointer, saved.jump, base + at) for at, pointer in saved.jumps_in(data, near))
-            for pointer, goes_on, at in chain(plain, mangled):
-                first = bisect_left(places, pointer)
+            for count, (pointer, goes_on, at) in enumerate(chain(plain, mangled)):
+                if count % _BETWEEN_TENDS == 0:
+                    self._tend()
+                # The return address may lie right below the stack pointer.
+                first = bisect_left(places, pointer - SLOT)
                 if first == len(hits) or hits[first].lowest > pointer or pointer % SLOT or saved.is_left(pointer):
                     continue
-                start = goes_on(at, pointer)
+                starts = goes_on(at, pointer) if not saved.is_dead(at) else []
                 above = list(takewhile(lambda hit: hit.lowest <= pointer, hits[first:]))  # noqa: B023 (used at once)
-                reached = _unwound(saved, start, above, rows) if start is not None else None
+                reached = _reached(saved, starts, above, rows)
                 if reached is not None:
                     return reached
         return None
@@ -110,28 +117,47 @@ class SuspendedCalls:
             for start in range(mapping.start, mapping.end, CHUNK):
                 self._tend()
                 for low, high in self._memory.held_pages(start, min(start + CHUNK, mapping.end)):
-                    data = self._memory.try_read(low, high - low)
-                    if data is not None:
-                        yield mapping, low, data
+                    yield from ((mapping, at, data) for at, data in self._readable(low, high))
+
+    def _readable(self, low: int, high: int) -> Iterator[tuple[int, bytes]]:
+        """Yield what can be read; guard pages (madvise(2), MADV_GUARD_INSTALL) look as if they were swapped out."""
+        while low < high:
+            data = self._memory.read_some(low, high - low)
+            if data:
+                yield low, data
+            low = (low + len(data)) // PAGE * PAGE + (0 if len(data) == high - low else PAGE)
 
 
-def _unwound(saved: SavedStacks, start: Frame, hits: list[_Hit], rows: RowLookup) -> _Hit | None:
-    """Unwind a stack; return the first hit that is one of its frames."""
+def _reached(saved: SavedStacks, starts: list[Frame], hits: list[_Hit], rows: RowLookup) -> _Hit | None:
+    """Return a hit that one of several beginnings leads to, or that none of them can rule out."""
+    ends = [_unwound(saved, start, hits, rows) for start in starts]
+    sure = next((hit for hit, doubtful in ends if hit is not None and not doubtful), None)
+    return sure or (ends[0][0] if ends and all(doubtful for _, doubtful in ends) else None)
+
+
+def _unwound(saved: SavedStacks, start: Frame, hits: list[_Hit], rows: RowLookup) -> tuple[_Hit | None, bool]:
+    """Unwind a stack; return the first hit that is one of its frames, and whether that is not known for sure."""
     by_place = {hit.at: hit for hit in hits}
     base, last, pc = start.registers[RSP], hits[-1].at, start.pc
-    slot = base - SLOT
+    slot, found = base - SLOT, None
     if slot in by_place and by_place[slot].value == pc:
-        return by_place[slot]
+        return by_place[slot], False
     # As much as there is: the frame that passes the last one may be large.
-    stack = saved.read(base, min(hits[0].mapping.end - base, CHUNK)) if base <= last else None
-    for caller in callers(start, stack, base, len(stack), rows) if stack is not None else ():
+    stack = saved.read_some(base, min(hits[0].mapping.end - base, CHUNK)) if base <= last else b""
+    if base <= last and not stack:
+        return hits[0], True
+    owned = saved.is_owned(base)
+    for caller in callers(start, stack, base, len(stack), rows) if stack else ():
         if caller is None:
             # What was put there by makecontext and its like follows no call, and is the end.
-            return next((hit for hit in hits if hit.at > slot), None) if saved.follows_a_call(pc) else None
+            above = next((hit for hit in hits if hit.at > slot), None) if saved.follows_a_call(pc) else None
+            return (found, False) if found else (above, above is not None)
         slot, pc = caller.registers[RSP] - SLOT, caller.pc
-        if slot in by_place or slot > last:
-            return by_place.get(slot)
-    return None
+        found = found or by_place.get(slot)
+        if not owned and (found is not None or slot > last):
+            return found, False
+    # A thread's own stack, unwound to where the thread begins: that is looked at with the thread.
+    return None, False
 
 
 def _pointers(data: bytes, near: set[int]) -> Iterator[tuple[int, int]]:
@@ -154,7 +180,15 @@ def wait_until_none(look: Callable[[], Suspended | None], emit: Callable[[Event]
         DeadlineError: time.monotonic() passed the deadline.
     """
     began = started = next_report = time.monotonic()
-    while (found := look()) is not None:
+    found: Suspended | None = None
+    while True:
+        try:
+            found = look()
+        except DeadlineError:
+            if found is None:
+                raise
+        if found is None:
+            return
         now = time.monotonic()
         why = f"a call is suspended on a stack that no thread is on, at {found.at:#x}"
         if now >= deadline:
@@ -164,5 +198,5 @@ def wait_until_none(look: Callable[[], Suspended | None], emit: Callable[[Event]
             waited = round(now - began, 3)
             where = {"function": found.function, "call_site": found.call_site}
             emit(Waiting(tid=0, name="suspended call", why=why, waited_s=waited, **where))
-        time.sleep(max(SHORTEST_PAUSE_S, min(now - started, deadline - now)))
+        time.sleep(max(SHORTEST_PAUSE_S, min(now - started, deadline - now, LONGEST_PAUSE_S)))
         started = time.monotonic()
