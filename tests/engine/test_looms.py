@@ -1,6 +1,7 @@
 """Calls that are suspended on stacks which no thread is on: ucontext, jump buffers, a switch of one's own making."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,6 +130,13 @@ def test_a_program_that_switches_stacks_is_known_by_its_code(woven: Path, kind: 
     for target, expected in ((woven / kind, True), (built / "pairs", False)):
         for program in run_target(target, "mmap") if expected else run_target(target, "0", "1"):
             assert (find_switching(modules_of(Process(program.pid))) is not None) == expected
+
+
+def test_a_process_with_much_code_of_others_switches_no_stacks() -> None:
+    """This one: Python, OpenSSL, libffi, extensions in C and Rust."""
+    modules = modules_of(Process(os.getpid()))
+    assert any(module.name.startswith("_pydantic_core") for module in modules)
+    assert find_switching(modules) is None
 
 
 def test_a_static_program_without_other_stacks(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ _CLASSES: Final = {
     "m": tuple(mode | base for mode in (0x20, 0x60, 0xA0) for base in range(8)),
     "r": tuple(0xC4 | register << 3 for register in range(8)),
 }
-_ALL: Final[frozenset[int]] = frozenset(range(Register.RAX, Register.R15 + 1))
+_CALLS: Final = (FlowControl.CALL, FlowControl.INDIRECT_CALL)
 _LONGEST: Final = 15
 _FARTHEST: Final = 4096  # a switch of stacks is short
 _TABLE: Final = bytes(next((ord(c) for c, values in _CLASSES.items() if byte in values), 0) for byte in range(256))
@@ -109,18 +109,21 @@ def _beginning(module: Module, start: int, address: int) -> tuple[int, bool]:
 def _switches(code: bytes, low: int, address: int, *, described: bool) -> bool:
     """Tell whether the instruction at an address takes the stack pointer from where it never was in this function.
 
-    Compilers bring back what they have saved, from a register in functions with a frame pointer alone.
+    Compilers bring back what they have saved, from a register in functions with a frame pointer or with calls alone.
     """
-    left, held = False, set[int](_COMPILERS)
+    left, held, compiled = False, set[int](_COMPILERS), False
     for instruction in Decoder(64, code, ip=low):
         if instruction.ip >= address:
-            return instruction.ip == address and _takes(instruction, held, left=left)
+            return instruction.ip == address and _takes(instruction, held, left=left and not compiled)
         copied = instruction.mnemonic == Mnemonic.MOV and instruction.op1_register == Register.RSP
         if instruction.flow_control == FlowControl.RETURN and not described:  # another function may begin
-            left, held = False, set[int](_COMPILERS)
+            left, held, compiled = False, set(_COMPILERS), False
         elif copied or (instruction.mnemonic == Mnemonic.LEA and instruction.memory_base == Register.RSP):
             left = True
-            held |= _ALL if instruction.op0_register == Register.RBP else {instruction.op0_register}
+            held.add(instruction.op0_register)
+            compiled = compiled or (copied and instruction.op0_register == Register.RBP)
+        elif instruction.flow_control in _CALLS:
+            compiled = True
         elif instruction.op1_kind == OpKind.MEMORY and instruction.memory_base not in held:
             held.discard(instruction.op0_register)  # what is loaded anew is something else
     return False
