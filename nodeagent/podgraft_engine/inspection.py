@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Final
 
@@ -17,7 +18,7 @@ from podgraft_bundle.protocol import Site as SiteReport
 from podgraft_engine.code.linker import Image, check_object
 from podgraft_engine.code.sites import Site, pages_of_claims
 from podgraft_engine.code.stubs import SITE_ROOM
-from podgraft_engine.code.switching import find_switching
+from podgraft_engine.code.switching import Switching, find_switching
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.helper import block
 from podgraft_engine.patched.layers import Layers
@@ -44,6 +45,11 @@ class Target:
     modules: list[Module]
     block: block.Block | None
     state: State | None
+
+    @cached_property
+    def switching(self) -> Switching | None:
+        """How the program may switch stacks, None where nothing says that it does; takes some time."""
+        return find_switching(self.modules)
 
 
 @dataclass
@@ -252,7 +258,7 @@ def _beside_points(points: list[str], sites: list[Site]) -> list[Refusal]:
 def _beside_other_stacks(target: Target, sites: list[Site]) -> list[Refusal]:
     """A call that is suspended while all threads migrate would be led into new code by a branch back."""
     reentrant = [site for site in sites if site.reentrant]
-    switching = find_switching(target.modules) if reentrant else None
+    switching = target.switching if reentrant else None
     detail = "branches back to its site, and a call of it may be suspended on a stack that no thread is on"
     return [
         Refusal(Reason.NO_PATCH_SITE, f"{site.function} {detail}: {switching.why}") for site in reentrant if switching

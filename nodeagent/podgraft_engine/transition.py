@@ -14,7 +14,6 @@ from podgraft_bundle.bundle import Bundle
 from podgraft_bundle.errors import DeadlineError, PodgraftError, Reason, Refusal
 from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
-from podgraft_engine.code.switching import Switching, find_switching
 from podgraft_engine.code.wakepoints import declared_point
 from podgraft_engine.exceptions import Exceptions
 from podgraft_engine.helper import block
@@ -65,7 +64,6 @@ class Transition:
         self._process = process
         self._borrowed: Borrowed | None = None
         self._state: State | None = None
-        self._switching: Switching | None = None
 
     def apply(self, bundle: Bundle, points: list[str]) -> None:
         """Put the bundle's functions into the process and move every thread; goes on where an engine before us stopped.
@@ -274,7 +272,7 @@ class Transition:
         # Now, for a helper leaves when it is idle: a file without .eh_frame_hdr is parsed as a whole.
         for module in target.modules:
             module.read_ahead()
-        self._switching = find_switching(target.modules)
+        _ = target.switching
         generation = target.state.document.generation if target.state else 0
         wait_for_hook(target)
         self._borrowed = obtain_helper(self._process, target.memory, target.block, generation)
@@ -437,7 +435,7 @@ class Transition:
             Forbidden(wakeups.credulous),
             reverting=reverting,
             old_below=old_below,
-            switching=self._switching is not None,
+            switching=self._target.switching is not None,
         )
         unwinder = self._unwinder(record)
         # A thread that goes back to a call on such a stack must not be ahead of it, and in the end none may be left.
@@ -458,8 +456,8 @@ class Transition:
 
     def _await_suspended(self, code: list[CodeRange], unwinder: Unwinder) -> None:
         """Wait until no call of some code is suspended on a stack that no thread is on."""
-        if self._switching is not None:
-            calls = SuspendedCalls(self._process, self._target.memory, self._switching, self._tend)
+        if self._target.switching is not None:
+            calls = SuspendedCalls(self._process, self._target.memory, self._target.switching, self._tend)
             forbidden = Forbidden(code)
             wait_until_none(lambda: calls.find(forbidden, unwinder.row), self._emit, self._deadline)
 
@@ -470,7 +468,7 @@ class Transition:
             raise DeadlineError(Reason.DEADLINE_PASSED, "the search for calls on other stacks takes longer than that")
 
     def _wakeups(self, goal: Goal | None = None) -> Wakeups:
-        return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._switching is not None)
+        return Wakeups(self._target, self._open_state, self._helper, goal, switching=self._target.switching is not None)
 
     def _stacks(self) -> Stacks:
         return Stacks(self._process, self._target.memory, self._target.block.address if self._target.block else 0)

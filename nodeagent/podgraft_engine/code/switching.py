@@ -12,6 +12,7 @@ from typing import Final
 from iced_x86 import Decoder, FlowControl, Instruction, Mnemonic, OpKind, Register
 
 from podgraft_engine.target.module import Module
+from podgraft_engine.target.search import places_of
 
 _UCONTEXT: Final = frozenset({"swapcontext", "setcontext", "makecontext"})
 # OpenSSL's fibers are for asynchronous engines, and hold calls of its own.
@@ -74,13 +75,11 @@ def _by_hand(module: Module) -> Iterator[tuple[int, int]]:
     for start, code in _code(module):
         classes = code.translate(_TABLE)
         for pattern in _PATTERNS:
-            at = classes.find(pattern)
-            while at >= 0:
+            for at in places_of(pattern, classes):
                 low, described = _beginning(module, start, start + at)
                 before = code[low - start : at + _LONGEST]
                 if start + at - low <= _FARTHEST and _switches(before, low, start + at, described=described):
                     yield low, start + at
-                at = classes.find(pattern, at + 1)
 
 
 def _holds(module: Module, text: bytes) -> bool:

@@ -14,6 +14,7 @@ from podgraft_bundle.errors import Reason, Refusal
 from podgraft_engine.target.ehframe import EhFrame
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.proc import Mapping, Process, denied
+from podgraft_engine.target.search import places_of
 
 _HIDDEN: Final = 0x8000
 _NAME_OF_SYMBOL: Final = struct.Struct("<I20x")
@@ -73,10 +74,8 @@ class Module:
         """Addresses of `mov $15,%eax; syscall` (rt_sigreturn), to which every signal handler returns."""
         found = []
         for start, text in self.texts():
-            at = text.find(_SIGRETURN)
-            while at >= 0:
+            for at in places_of(_SIGRETURN, text):
                 found += [start + at - len(load) for load in _LOADS if text.endswith(load, 0, at)]
-                at = text.find(_SIGRETURN, at + 1)
         return found
 
     def read_ahead(self) -> None:

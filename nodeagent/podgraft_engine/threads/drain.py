@@ -86,4 +86,4 @@ class Looker:
         return read is not None and judge(self.code, frame, *read, self.unwinder.row).quiescent
 
     def _read(self, frame: Frame, top: int | None) -> tuple[bytearray, int] | None:
-        return self.stacks.read(frame.registers[RSP], top) if top is not None else None
+        return self.stacks.read(frame.registers[RSP], top)

@@ -103,9 +103,9 @@ class Stacks:
         top, block = self.top(sp, None), self._process.control_block(tid)
         return block if block is not None and top is not None and sp < block < top else top
 
-    def read(self, sp: int, top: int) -> tuple[bytearray, int] | None:
-        """Read [sp, top); the buffer is valid until the next call. None when it is too large or unreadable."""
-        size = top - sp
+    def read(self, sp: int, top: int | None) -> tuple[bytearray, int] | None:
+        """Read [sp, top); the buffer is valid until the next call. None when it is too large, unreadable, unknown."""
+        size = top - sp if top is not None else 0
         if not 0 < size <= MAX_STACK or sp % 8:
             return None
         return (self._buffer, size) if self._memory.peek(sp, self._buffer_at, size) == size else None
@@ -180,7 +180,7 @@ class Mover:
         """
         before = self._process.status(tid).get("voluntary_ctxt_switches")
         top = self._stacks.top_from_outside(tid, sleep.sp)
-        read = self._stacks.read(sleep.sp, top) if top is not None else None
+        read = self._stacks.read(sleep.sp, top)
         if read is None:
             return Verdict(quiescent=False, why="its stack pointer is not in a stack that is known", doubtful=True)
         again = self._process.sleeping_in(tid)
@@ -229,7 +229,7 @@ class Mover:
     def _check(self, held: Held, frame: Frame) -> Verdict:
         sp = frame.registers[7]
         top = self._stacks.top(sp, held.regs.fs_base)
-        read = self._stacks.read(sp, top) if top is not None else None
+        read = self._stacks.read(sp, top)
         if read is None:
             return Verdict(quiescent=False, why="it is not on its own stack (coroutine, alternate stack, or too deep)")
         self._last_stack = read

@@ -13,6 +13,7 @@ from typing import Final
 
 from podgraft_engine.patched.state import CodeRange
 from podgraft_engine.target.ehframe import RETURN_ADDRESS, RSP, Row
+from podgraft_engine.target.search import words_with
 
 MAX_FRAMES: Final = 256
 RowLookup = Callable[[int], Row | None]
@@ -72,16 +73,11 @@ class Forbidden:
 
     def hits(self, memory: bytes | bytearray, size: int) -> Iterator[tuple[int, int, CodeRange]]:
         """Yield every word that points into forbidden code: where it is, its value, and the range."""
-        for needle, width in self._windows:
-            position = memory.find(needle, width, size)
-            while position >= 0:
-                word_at = position - width
-                if word_at % 8 == 0 and word_at + 8 <= size:
-                    value = struct.unpack_from("<Q", memory, word_at)[0]
-                    found = self.as_return(value)
-                    if found is not None:
-                        yield word_at, value, found
-                position = memory.find(needle, position + 1, size)
+        for high in self._windows:
+            for at, value in words_with(high, memory, size):
+                found = self.as_return(value)
+                if found is not None:
+                    yield at, value, found
 
     def _find(self, address: int) -> CodeRange | None:
         index = bisect_right(self._starts, address) - 1
@@ -98,18 +94,15 @@ def unwind(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: R
         size: valid bytes.
         rows: gives the unwind row for a pc, None when it is not known (yet).
     """
-    pcs = [frame.pc]
-    for caller in callers(frame, stack, base, size, rows):
-        if caller is None:
-            return None
-        pcs.append(caller.pc)
-    return pcs
+    pcs, whole = _unwound(frame, stack, base, size, rows)
+    return pcs if whole else None
 
 
 def callers(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: RowLookup) -> Iterator[Frame | None]:
     """Yield the frame of each caller, innermost first; last None where the stack cannot be unwound to its end.
 
-    The return address of a frame lies right below its stack pointer. Arguments as for `unwind`.
+    The return address of a frame lies right below its stack pointer. The registers are those of the last one that was
+    asked for. Arguments as for `unwind`.
     """
     registers = dict(frame.registers)
     lookup = frame.pc
@@ -150,7 +143,7 @@ def judge(
     hit = forbidden.scan(stack, size)
     if hit is None and not switching:
         return QUIESCENT
-    pcs, whole = _unwound(frame, stack, size, rows)
+    pcs, whole = _unwound(frame, stack, frame.registers[RSP], size, rows)
     if hit is None:
         foreign = not whole and _is_foreign(pcs[-1], rows)
         return Verdict(quiescent=not foreign, why="it is on a stack that no thread begins on" if foreign else "")
@@ -161,11 +154,14 @@ def judge(
     return next((_not_yet("a call of the function is on its stack", f, pc) for f, pc in called if f), QUIESCENT)
 
 
-def _unwound(frame: Frame, stack: bytes | bytearray, size: int, rows: RowLookup) -> tuple[list[int], bool]:
+def _unwound(frame: Frame, stack: bytes | bytearray, base: int, size: int, rows: RowLookup) -> tuple[list[int], bool]:
     """Return the pcs that an unwind comes by, and whether it comes to the end."""
-    found = list(callers(frame, stack, frame.registers[RSP], size, rows))
-    whole = not found or found[-1] is not None
-    return [frame.pc, *(caller.pc for caller in found if caller is not None)], whole
+    pcs = [frame.pc]
+    for caller in callers(frame, stack, base, size, rows):
+        if caller is None:
+            return pcs, False
+        pcs.append(caller.pc)
+    return pcs, True
 
 
 def _is_foreign(pc: int, rows: RowLookup) -> bool:
@@ -181,12 +177,12 @@ def _not_yet(why: str, where: CodeRange, pc: int, *, doubtful: bool = False) -> 
     return Verdict(quiescent=False, why=why, function=where.function, call_site=pc, doubtful=doubtful)
 
 
-def _windows(ranges: list[CodeRange]) -> list[tuple[bytes, int]]:
-    """Group ranges by the high bytes that their addresses share: (high bytes little-endian, number of low bytes)."""
-    needles: set[tuple[bytes, int]] = set()
+def _windows(ranges: list[CodeRange]) -> list[bytes]:
+    """Group ranges by the high bytes that their addresses share, as they lie in memory."""
+    needles: set[bytes] = set()
     for item in ranges:
         width = 2
         while item.start >> 8 * width != item.end >> 8 * width:
             width += 1
-        needles.add(((item.start >> 8 * width).to_bytes(8 - width, "little"), width))
+        needles.add((item.start >> 8 * width).to_bytes(8 - width, "little"))
     return sorted(needles)

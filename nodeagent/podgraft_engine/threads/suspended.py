@@ -6,7 +6,6 @@ by calls that have returned long ago. A stack that will be gone back to has its 
 the word that was found: from there it is unwound until that word is passed. What cannot be unwound counts as a call.
 """
 
-import struct
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from podgraft_engine.target.ehframe import RSP
 from podgraft_engine.target.layout import PAGE
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
+from podgraft_engine.target.search import words_with
 from podgraft_engine.threads.saved import SLOT, SavedStacks
 from podgraft_engine.threads.stack import Forbidden, Frame, RowLookup, callers
 
@@ -162,15 +162,8 @@ def _unwound(saved: SavedStacks, start: Frame, hits: list[_Hit], rows: RowLookup
 
 def _pointers(data: bytes, near: set[int]) -> Iterator[tuple[int, int]]:
     """Yield every aligned word that has its high bits from an address of `near`: where it is, and its value."""
-    low = _UNSHARED // 8
     for address in near:
-        needle = (address >> _UNSHARED).to_bytes(SLOT - low, "little")
-        at = data.find(needle, low)
-        while at >= 0:
-            place = at - low
-            if place % SLOT == 0 and place + SLOT <= len(data):
-                yield place, struct.unpack_from("<Q", data, place)[0]
-            at = data.find(needle, at + 1)
+        yield from words_with((address >> _UNSHARED).to_bytes(SLOT - _UNSHARED // 8, "little"), data, len(data))
 
 
 def wait_until_none(look: Callable[[], Suspended | None], emit: Callable[[Event], None], deadline: float) -> None:
