@@ -138,7 +138,13 @@ def test_a_program_with_its_own_or_another_c_library(kind: str, tmp_path: Path) 
 
 def test_who_migrates_in_the_last_pass_is_not_left(tmp_path: Path) -> None:
     """The deadline passes while the last thread is moved: the transition is complete, not late with nobody to name."""
-    # All sleep outside of the pair, and none comes by itself: the first pass moves all of them.
-    for target in run_target(pairs_of("musl", tmp_path), "0", "8"):
-        applied = engine(target.pid, op="apply", bundle=str(tmp_path / "pairs.graft"), deadline=0.0001)
+    # All sleep outside of the pair for long, and none comes by itself: the first pass moves all of them.
+    program, bundle = pairs_of("musl", tmp_path), tmp_path / "pair.graft"
+    forge.forge(program, tmp_path / "patch.o", PAIR_FUNCTIONS[:2], bundle, name=NAME)
+    for target in run_target(program, "0", "0", "8"):
+        target.ask("linger")
+        calls = [Path(f"/proc/{target.pid}/task/{tid}/syscall") for tid in target.tids()]
+        while any(call.read_text().startswith("running") for call in calls):
+            pass
+        applied = engine(target.pid, op="apply", bundle=str(bundle), deadline=0.0001)
         assert (applied.code, applied.last["event"]) == (0, "finalized"), applied
