@@ -27,5 +27,10 @@ def describe(seed: int, *, quick: bool) -> dict[str, Any]:
     }
 
 
+def stolen_seconds() -> float:
+    """Return what the hypervisor has taken from all processors since the start of the machine (proc_stat(5), steal)."""
+    return int(_lines("/proc/stat")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+
+
 def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()

@@ -6,7 +6,7 @@ import numpy as np
 
 from bench import report
 from bench.harness import goal
-from bench.latency import charged
+from bench.latency import Interval, charged, summarize
 from hack.demo.load import RECORD
 from hack.tools import REPOSITORY
 
@@ -40,3 +40,15 @@ def test_requests_that_a_broken_connection_kept_back_are_charged() -> None:
     seen = sorted(zip(due.tolist(), latency.tolist(), strict=True))
     answered = [(row[0], 0.1) for row in rows if row[1] == 100]
     assert seen == sorted([*answered, *((11_000 + n * interval, 6.0 - n) for n in range(6))])
+
+
+def test_calm_intervals_stand_beside_all_of_them() -> None:
+    """What the hypervisor took in one interval is in the percentile over everything, not in that of the calm ones."""
+    second = 1_000_000
+    rows = [(turn * 1000, 100, 0, turn) for turn in range(2000)]
+    rows += [(2 * second + turn * 1000, 5000, 0, 2000 + turn) for turn in range(2000)]
+    intervals = [Interval("quiet", 0.0, 2.0, 0.0), Interval("quiet", 2.0, 4.0, 1.0)]
+    seen = summarize(np.array(rows, RECORD), intervals, seed=1)["kinds"]["quiet"]
+    assert (seen["shown"][2], seen["middle"]) == (5.0, 2.55)
+    assert seen["calm"] == {"intervals": 1, "p99.9": 0.1}
+    assert seen["stolen"] > 0
