@@ -55,6 +55,10 @@ class Interval:
         """Return the processor time that there was (seconds)."""
         return (self.end - self.start) * (os.cpu_count() or 1)
 
+    def has(self, times: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Tell which of some times (seconds) lie in it."""
+        return (times >= self.start) & (times < self.end)
+
     @property
     def calm(self) -> bool:
         """Tell whether what was taken is too little to show at p99.9; of 2 s on two processors not one tick."""
@@ -185,12 +189,12 @@ def summarize(records: "NDArray[Any]", intervals: list[Interval], seed: int) -> 
     kinds: dict[str, dict[str, Any]] = {}
     for kind in dict.fromkeys(one.kind for one in intervals):
         these = [one for one in intervals if one.kind == kind]
-        values = [latency[(due >= one.start * 1e6) & (due < one.end * 1e6)] for one in these]
+        values = [latency[one.has(due / 1e6)] for one in these]
         calm = [value for value, one in zip(values, these, strict=True) if one.calm]
         groups[kind], everything = values, np.concatenate(values)
         kinds[kind] = {
             "requests": everything.size,
-            "failed": sum(int(np.count_nonzero((lost >= one.start) & (lost < one.end))) for one in these),
+            "failed": sum(int(np.count_nonzero(one.has(lost))) for one in these),
             "shown": [round(float(value), 4) for value in np.percentile(everything, SHOWN)],
             "curve": [round(float(value), 4) for value in np.percentile(everything, CURVE)],
             "stolen": round(sum(one.stolen for one in these) / sum(one.offered for one in these), 5),

@@ -29,7 +29,17 @@ def describe(seed: int, *, quick: bool) -> dict[str, Any]:
 
 def stolen_seconds() -> float:
     """Return what the hypervisor has taken from all processors since the start of the machine (proc_stat(5), steal)."""
-    return int(_lines("/proc/stat")[0].split()[8]) / os.sysconf("SC_CLK_TCK")
+    return _processors()[7]
+
+
+def busy_seconds() -> float:
+    """Return the time that all processors were busy (proc_stat(5): all but idle, iowait and guest times)."""
+    times = _processors()
+    return sum(times[:3]) + sum(times[5:8])
+
+
+def _processors() -> list[float]:
+    return [int(word) / os.sysconf("SC_CLK_TCK") for word in _lines("/proc/stat")[0].split()[1:]]
 
 
 def _lines(path: str) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from apiserver import Api, trust
 
+from bench.machine import busy_seconds
 from podgraft_kube.client import Json
 
 _SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$")
@@ -70,12 +71,6 @@ def peak_mib(pid: int) -> float:
     return int(next(line for line in text.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
-def machine_seconds() -> float:
-    """Return the time that all processors were busy (proc_stat(5): all but idle, iowait and guest times)."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
-    return (sum(fields[:3]) + sum(fields[5:8])) / TICKS
-
-
 def servers() -> dict[str, int]:
     """Return the pids of the etcd and kube-apiserver that this process has started."""
     found = {}
@@ -102,11 +97,11 @@ class Meter:
     def phase(self) -> Iterator[Json]:
         """Measure a block; what it cost is in the answer afterwards."""
         before, stored = requests(read(self.api.url, self.api)), read(self.api.store)
-        used, busy = self._used(), machine_seconds()
+        used, busy = self._used(), busy_seconds()
         began = time.monotonic()
         yield self.result
         seconds = time.monotonic() - began
-        busy = machine_seconds() - busy
+        busy = busy_seconds() - busy
         spent = {name: value - used.get(name, 0.0) for name, value in self._used().items()}
         made = requests(read(self.api.url, self.api)) - before
         now = read(self.api.store)
