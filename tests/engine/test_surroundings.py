@@ -438,6 +438,14 @@ def test_no_room_near_the_c_library_only_takes_the_wake_up_points(odd: Target) -
     works_by_holding(odd, text)
 
 
+def test_a_large_process_has_wake_up_points(odd: Target) -> None:
+    """Its memory leaves no room below its libraries; above them there is some."""
+    assert odd.ask("large") == "0"
+    applied = apply(odd)
+    assert applied.code == 0, applied
+    assert "wakeup" in {e["how"] for e in applied.of("migrated")}
+
+
 def works_by_holding(odd: Target, text: bytes) -> None:
     """Patch and revert without a wake-up point."""
     applied = apply(odd)

@@ -6,6 +6,7 @@
  *   lock       all memory, now and later, stays resident (mlockall)
  *   fill       no address within 2 GiB of the code is free any more
  *   fill-libc  the same for the C library
+ *   large      has 8 GiB of memory, which lie right below its libraries
  *   crowd N    maps memory until the kernel refuses, then unmaps N pieces
  *   spread     unmaps them all
  * Compiled with -DBIG there is room for a huge page around the code. */
@@ -127,6 +128,9 @@ static char *next_command(char *line, int size, FILE *from)
 			result = mlockall(MCL_CURRENT | MCL_FUTURE);
 		else if (!strncmp(line, "fill", 4))
 			result = fill(start);
+		else if (!strncmp(line, "large", 5))
+			result = -(mmap(NULL, 8UL << 30, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0) ==
+				   MAP_FAILED);
 		else if (!strncmp(line, "crowd", 5))
 			result = crowd(atoi(line + 5));
 		else if (!strncmp(line, "spread", 6))

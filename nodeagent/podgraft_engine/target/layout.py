@@ -10,6 +10,8 @@ PAGE: Final = 4096
 REACH: Final = 2**31 - 2**20
 GUARD: Final = 16 * PAGE
 HEAP_ROOM: Final = 2**34
+# Of a process with limits the kernel itself keeps 128 MiB free below the stack (mmap_base, arch/x86/mm/mmap.c).
+STACK_ROOM: Final = 2**30
 LOWEST: Final = 0x10000
 HIGHEST: Final = 2**47 - PAGE
 # For shadow variables; pages become resident when they are used.
@@ -36,8 +38,9 @@ def trampoline_room(maps: list[Mapping], low: int, high: int, size: int) -> int 
 def gap_near(maps: list[Mapping], address: int, size: int, reach: int = REACH) -> int:
     """Return the start of a free range of `size` bytes within `reach` of an address: below it if possible, near it.
 
-    A guard stays free on both sides; room above the heap and below a stack is not taken, they grow there. Below comes
-    first because the heap of a program starts a random distance above its last mapping.
+    A guard stays free on both sides, and what the heap and the stack may grow by. Below comes first because the heap of a
+    program starts a random distance above its last mapping; above is what a process has whose own memory fills the
+    gigabytes below its libraries.
 
     Raises:
         Refusal: NO_ROOM_NEARBY.
@@ -47,7 +50,7 @@ def gap_near(maps: list[Mapping], address: int, size: int, reach: int = REACH) -
     for mapping in [*maps, None]:
         start, path = (mapping.start, mapping.path) if mapping else (HIGHEST, "")
         low = previous_end + (HEAP_ROOM if previous_path == "[heap]" else GUARD)
-        high = (start if path != "[stack]" else previous_end) - GUARD - size
+        high = start - (STACK_ROOM if path == "[stack]" else GUARD) - size
         if low <= high:
             candidate = min(max(address // PAGE * PAGE, low), high) // PAGE * PAGE
             far = max(abs(candidate - address), abs(candidate + size - address))
