@@ -19,6 +19,8 @@ PYTHON := python3
 CLUSTER := $(PYTHON) -m hack.cluster
 STAMP := $(VENV)/installed
 PYTEST := $(BIN)/pytest
+# Most of what is run here are short Python programs: compiled anew each time, an engine takes twice as long to start.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## This list

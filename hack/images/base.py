@@ -20,7 +20,7 @@ DROPPED = (
     "usr/share/man",
     "usr/share/info",
 )
-RECIPE = f"{CODENAME} {INCLUDE} {DROPPED}"
+RECIPE = f"{CODENAME} {INCLUDE} {DROPPED} with bytecode"
 
 
 def archive(key: str) -> Path:
@@ -47,7 +47,5 @@ def _trim(root: Path) -> None:
     for document in (root / "usr/share/doc").rglob("*"):
         if document.is_file() and document.name != "copyright":
             document.unlink()
-    for compiled in root.rglob("__pycache__"):
-        shutil.rmtree(compiled)
     # The mirror of the machine that built the image means nothing where it runs.
     (root / "etc/apt/sources.list").unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The folders that become layers."""
 
 import shutil
+import sys
 from pathlib import Path
 
 from hack.images.recipes import CODE, LIBRARIES, SCRIPT, Program
@@ -24,6 +25,7 @@ def libraries(program: Program, root: Path) -> None:
         cwd=REPOSITORY, log=cache() / "log" / f"{program.name}-libraries.log",
     )  # fmt: skip
     shutil.rmtree(target / "bin", ignore_errors=True)
+    _compile(root, LIBRARIES)
     _make_importable(root)
 
 
@@ -35,6 +37,7 @@ def code(program: Program, root: Path) -> None:
         if package.name not in program.packages:
             shutil.rmtree(package)
     shutil.rmtree(root / CODE / "bin")
+    _compile(root, CODE)
     scripts = root / "usr/bin"
     scripts.mkdir(parents=True)
     for name, module in program.scripts.items():
@@ -63,6 +66,16 @@ def pause(root: Path) -> None:
     """Build the process that holds a pod's namespaces open."""
     root.mkdir(parents=True, exist_ok=True)
     run("gcc", *WARNINGS, "-static", "-o", root / "pause", PAUSE)
+
+
+def _compile(root: Path, folder: str) -> None:
+    """Put bytecode beside the modules, for the same Python as ours, which is the base's; another one ignores it.
+
+    The file systems of our containers are read-only, so each start of the engine would compile everything anew. Times
+    are not kept in a layer, so they can't tell whether bytecode is up to date: it is believed.
+    """
+    options = ("-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-s", root, "-p", "/")
+    run(sys.executable, "-m", "compileall", *options, root / folder)
 
 
 def _make_importable(root: Path) -> None:

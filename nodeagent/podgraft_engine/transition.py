@@ -8,6 +8,7 @@ of phases is preparing, prepared, switching, migrating, finalizing, finalized; b
 import struct
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import Self
 
 from podgraft_bundle.bundle import Bundle
@@ -252,7 +253,7 @@ class Transition:
 
     def _try_filters(self) -> None:
         """Refuse before anything is touched where a seccomp filter would stop us; `_enter` asks again, by thread."""
-        for tid in choose(self._process, None)[:1]:
+        for tid in islice(choose(self._process, None), 1):
             with suppress(NotHeld):
                 check_filters(self._process, tid)
 

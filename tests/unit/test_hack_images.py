@@ -1,9 +1,13 @@
 """Layers of container images."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+from hack.images import contents
 from hack.images.oci import pack
-from hack.images.recipes import AGENT, OPERATOR
+from hack.images.recipes import AGENT, CODE, OPERATOR
 from hack.tools import digest_of
 
 
@@ -36,3 +40,14 @@ def test_the_operator_image_has_no_engine() -> None:
     assert "podgraft_engine" in AGENT.packages
     for program in (OPERATOR, AGENT):
         assert all((folder / "__init__.py").exists() for folder in program.folders())
+
+
+def test_our_code_is_compiled_in_the_image(tmp_path: Path) -> None:
+    """A container can't write bytecode; Python takes what came with the image, whatever the times of the files are."""
+    contents.code(AGENT, tmp_path)
+    for source in (tmp_path / CODE).rglob("*.py"):
+        os.utime(source, (0, 0))
+    look = f"import sys; sys.path.insert(0, {str(tmp_path / CODE)!r}); import podgraft_engine.steps"
+    seen = subprocess.run([sys.executable, "-Iv", "-c", look], capture_output=True, text=True, check=True).stderr
+    assert f"steps.{sys.implementation.cache_tag}.pyc matches {tmp_path}" in seen
+    assert f"code object from {tmp_path}" not in seen

@@ -8,6 +8,7 @@ there it needs nobody: an engine that is killed at any instant leaves it unharme
 import ctypes
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +30,7 @@ TRIES: Final = 20
 SILENT_TRIES: Final = 3
 # The kernel gives the program memory right below what it has already: not where the mailbox should lie.
 AWAY: Final = 2**36
+AT_A_TIME: Final = 256
 STACK_LOOK: Final = 65536
 _TRAP_AND_RESUME_FLAGS: Final = 0x10100
 _RUNNING: Final = 3
@@ -113,10 +115,19 @@ def check_filters(process: Process, tid: int) -> None:
         raise Refusal(Reason.SECCOMP_FORBIDS, f"a filter of thread {tid} forbids {', '.join(names)}")
 
 
-def choose(process: Process, blk: block.Block | None) -> list[int]:
-    """Order the threads by how harmless it is to borrow them; writers and stopped threads are left out."""
+def choose(process: Process, blk: block.Block | None) -> Iterator[int]:
+    """Yield the threads by how harmless it is to borrow them; writers and stopped threads are left out.
+
+    Of thousands the first few hundred are ranked, and more only when they are asked for.
+    """
+    tids = process.threads()
+    for first in range(0, len(tids), AT_A_TIME):
+        yield from _ranked(process, blk, tids[first : first + AT_A_TIME])
+
+
+def _ranked(process: Process, blk: block.Block | None, tids: list[int]) -> list[int]:
     ranked: list[tuple[int, int]] = []
-    for tid in process.threads():
+    for tid in tids:
         status = process.status(tid)
         if status.get("State", "Z")[0] not in "SR" or status.get("TracerPid", "0") != "0":
             continue

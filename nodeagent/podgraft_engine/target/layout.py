@@ -38,9 +38,9 @@ def trampoline_room(maps: list[Mapping], low: int, high: int, size: int) -> int 
 def gap_near(maps: list[Mapping], address: int, size: int, reach: int = REACH) -> int:
     """Return the start of a free range of `size` bytes within `reach` of an address: below it if possible, near it.
 
-    A guard stays free on both sides, and what the heap and the stack may grow by. Below comes first because the heap of a
-    program starts a random distance above its last mapping; above is what a process has whose own memory fills the
-    gigabytes below its libraries.
+    A guard stays free on both sides, and what the heap and the stack may grow by. Below comes first because the heap
+    of a program starts a random distance above its last mapping; above is what a process has whose own memory fills
+    the gigabytes below its libraries.
 
     Raises:
         Refusal: NO_ROOM_NEARBY.

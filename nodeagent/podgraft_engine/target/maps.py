@@ -15,16 +15,17 @@ class Maps:
         """Return the mapping that an address lies in; at once where it is that of the last question."""
         if self._last is not None and self._last.start <= address < self._last.end:
             return self._last
-        text, low, high = self._text, 0, len(self._text)
+        # The last line that begins at the address or below it.
+        text, line, low, high = self._text, "", 0, len(self._text)
         while low < high:
             first = text.rfind("\n", low, (low + high) // 2) + 1 or low
             end = text.index("\n", first)
-            found = parse_mapping(text[first:end])
-            if address < found.start:
+            if address < int(text[first : text.index("-", first)], 16):
                 high = first
-            elif address >= found.end:
-                low = end + 1
             else:
-                self._last = found
-                return found
-        return None
+                line, low = text[first:end], end + 1
+        found = parse_mapping(line) if line else None
+        if found is None or address >= found.end:
+            return None
+        self._last = found
+        return found

@@ -44,8 +44,9 @@ class SleepState:
 
 @dataclass(frozen=True)
 class Thread:
-    """State letter and start time (clock ticks since boot) of one thread."""
+    """Name, state letter and start time (clock ticks since boot) of one thread."""
 
+    name: str
     state: str
     start_time: int
 
@@ -149,8 +150,9 @@ class Process:
         text = self._read(tid, "stat")
         if not text:
             return None
-        fields = text[text.rindex(")") + 2 :].split()
-        return Thread(fields[0], int(fields[19]))
+        end = text.rindex(")")
+        fields = text[end + 2 :].split()
+        return Thread(text[text.index("(") + 1 : end], fields[0], int(fields[19]))
 
     def threads(self) -> list[int]:
         """List the thread ids; where one ends meanwhile, others may be missing (every_thread)."""

@@ -63,14 +63,14 @@ class Looker:
 
     def is_outside(self, tid: int, *, may_hold: bool) -> bool:
         """Tell whether a thread is outside, or has ended; one that runs is held for it if it may be."""
-        thread = self.process.thread(tid)
-        if thread is None or not thread.runs:
-            return True
         sleep = self.process.sleeping_in(tid)
         if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
             frame = Frame(sleep.pc, {RSP: sleep.sp})
             read = self._read(frame, self.stacks.top_from_outside(tid, sleep.sp))
             return self._clear(frame, read) and self.process.sleeping_in(tid) == sleep
+        thread = self.process.thread(tid)
+        if thread is None or not thread.runs:
+            return True
         if not may_hold:
             return False
         try:

@@ -100,7 +100,9 @@ class Migration:
         self._since: dict[ThreadKey, float] = {}
         self._ran: dict[ThreadKey, float | None] = {}
         self._nudged: Counter[ThreadKey] = Counter()
-        self._first = set(self._list())
+        self._names: dict[ThreadKey, str] = {}
+        self._listed = self._list()
+        self._first = set(self._listed)
         self._only_known_ones = True
         self._arrivals = Arrivals(process, points.migrated, self._first)
         self.tally = Tally()
@@ -114,22 +116,22 @@ class Migration:
         Raises:
             PodgraftError: PROCESS_EXITED, GS_BASE_IN_USE.
         """
-        pause = FIRST_PAUSE_S
+        pause, keys = FIRST_PAUSE_S, self._listed
         while True:
-            if self._pass(deadline):
+            if self._pass(keys, deadline):
                 return True
             if time.monotonic() >= deadline:
                 # Who migrated in this very pass is no reason to fail; only one more listing shows that nobody is left.
-                return not self.tally.waiting and self._pass(deadline)
+                return not self.tally.waiting and self._pass(self._list(), deadline)
             # While threads are born, an instant in which none is new must not be missed.
             pause = min(1.5 * pause, LONGEST_PAUSE_S) if self._only_known_ones else FIRST_PAUSE_S
             tries = [late.next_try for late in self._late.values()]
             wait = min(tries, default=time.monotonic() + LONGEST_PAUSE_S) - time.monotonic()
             time.sleep(min(max(wait, SHORTEST_PAUSE_S), pause))
+            keys = self._list()
 
-    def _pass(self, deadline: float) -> bool:
-        """Look at every thread that is due; True when each thread of one whole listing was done before the listing."""
-        keys = self._list()
+    def _pass(self, keys: list[ThreadKey], deadline: float) -> bool:
+        """Look at every thread of a listing that is due; True when each of them was done before the listing."""
         if not keys and not self._process.alive():
             raise self._process.gone()
         for key, declared in self._arrivals.since(keys).items():
@@ -161,9 +163,8 @@ class Migration:
             return False
         if self._arrivals.expects(key):
             return True
+        is_new = key not in self._since
         since = self._since.setdefault(key, time.monotonic())
-        if key not in self._ran:
-            self._ran[key] = self._process.cpu_seconds(key[0])
         sleep = self._process.sleeping_in(key[0])
         patience = GRACE_S
         if sleep is not None and sleep.nr not in (None, -1):
@@ -172,14 +173,21 @@ class Migration:
             limit = syscalls.time_limit(sleep.nr or 0, sleep.args)
             if limit is not None:
                 patience = min(limit + LIMIT_MARGIN_S, LONGEST_PATIENCE * (deadline - self._began))
-            if self._nudge(key, sleep):
+            # Of many threads most come by while the first pass looks at the others.
+            if not is_new and self._nudge(key, sleep):
                 return True
-        elif not self._process.has_run(key[0], GRACE_ON_CPU_S, self._ran[key]):
+        elif not self._has_run(key):
             patience = LONGEST_PATIENCE * (deadline - self._began)
         if time.monotonic() - since >= patience:
             return False
         self.tally.waiting.append(self._waiting(key, "it has not come by a wake-up point yet", since))
         return True
+
+    def _has_run(self, key: ThreadKey) -> bool:
+        """Tell whether a thread has had a processor for long enough since it was first seen running."""
+        if key not in self._ran:
+            self._ran[key] = self._process.cpu_seconds(key[0])
+        return self._process.has_run(key[0], GRACE_ON_CPU_S, self._ran[key])
 
     def _nudge(self, key: ThreadKey, sleep: SleepState) -> bool:
         if self._nudged[key] == NUDGES or not self._points.takes_nudges(sleep):
@@ -195,7 +203,9 @@ class Migration:
             self._tend_helper()
             thread = self._process.thread(tid) if tid not in self._ours else None
             if thread is not None and thread.runs:
-                keys.append((tid, thread.start_time))
+                key = (tid, thread.start_time)
+                self._names[key] = thread.name
+                keys.append(key)
         return keys
 
     def _try(self, key: ThreadKey, total: int) -> None:
@@ -215,7 +225,7 @@ class Migration:
         self._emit(
             Migrated(
                 tid=key[0],
-                name=self._process.comm(key[0]),
+                name=self._names[key],
                 how=outcome.how,
                 held_us=round(outcome.held_us, 1),
                 migrated=len(self.tally.done),
@@ -242,7 +252,7 @@ class Migration:
     ) -> Waiting:
         return Waiting(
             tid=key[0],
-            name=self._process.comm(key[0]),
+            name=self._names[key],
             why=why,
             function=verdict.function if verdict else None,
             call_site=verdict.call_site if verdict else None,
