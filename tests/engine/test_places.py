@@ -9,6 +9,7 @@ import forge
 import pytest
 from conftest import Target, engine, run_target
 
+from podgraft_bundle.errors import Refusal
 from podgraft_bundle.protocol import Request
 from podgraft_engine import prepare
 from podgraft_engine.helper import block, carrier
@@ -17,7 +18,7 @@ from podgraft_engine.helper.rpc import PROT_NONE
 from podgraft_engine.main import serve
 from podgraft_engine.patched.state import read_state
 from podgraft_engine.target import syscalls
-from podgraft_engine.target.layout import PAGE, gap_near
+from podgraft_engine.target.layout import PAGE, STACK_ROOM, gap_near
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Mapping, Process
 
@@ -71,6 +72,24 @@ def test_a_helper_that_was_told_to_leave_and_not_woken_is_replaced(
     helper.close()
     events = serve_at_once(capsys, op="apply", pid=target.pid, bundle=bundle)
     assert [e["carrier"] for e in events if e["event"] == "prepared"] != [None]
+
+
+@pytest.mark.parametrize(("below_stack", "is_room"), [(STACK_ROOM + 2**21, True), (STACK_ROOM, False)])
+def test_room_for_the_stack_is_left(below_stack: int, is_room: bool) -> None:
+    """Above the libraries of a large process is room, but not where its stack may grow."""
+
+    def mapping(start: int, size: int, path: str = "") -> Mapping:
+        return Mapping(start, start + size, "rw-p", 0, "00:00", 0, path)
+
+    library = 0x7F0000000000
+    stack = library + 2**20 + below_stack
+    near = [mapping(library - 2**33, 2**33), mapping(library, 2**20, "/libc"), mapping(stack, 2**20, "[stack]")]
+    maps = [*near, mapping(stack + 2**20, 2**33)]
+    if not is_room:
+        with pytest.raises(Refusal):
+            gap_near(maps, library, 16 * PAGE)
+    else:
+        assert library + 2**20 < gap_near(maps, library, 16 * PAGE) <= stack - STACK_ROOM - 16 * PAGE
 
 
 def outdated(process: Process) -> Callable[..., int]:

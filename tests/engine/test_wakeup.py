@@ -11,6 +11,11 @@ import forge
 import pytest
 from conftest import TARGETS, Target, engine, run_target
 
+from podgraft_engine.helper import block
+from podgraft_engine.patched.state import read_state
+from podgraft_engine.target.layout import PAGE
+from podgraft_engine.target.memory import Memory
+from podgraft_engine.target.proc import Process
 from podgraft_engine.wakeup import routine
 
 SOURCE = Path(__file__).parents[2] / "nodeagent" / "podgraft_engine" / "wakeup" / "asm" / "wake.S"
@@ -69,6 +74,18 @@ def test_threads_that_wake_migrate_themselves(target: Target, bundle: str) -> No
     assert target.text() == before
     last = target.quit()
     assert (last["wrong"], last["eintr"], last["changes"]) == (0, 0, 2)
+
+
+def test_the_log_of_who_came_by_is_given_back(target: Target, bundle: str) -> None:
+    """With 10,000 threads it is more than half of what a patch adds to a process."""
+    assert engine(target.pid, op="apply", bundle=bundle).of("finalized")[0]["how"]["wakeup"] >= 3
+    process = Process(target.pid)
+    memory = Memory(process)
+    areas = read_state(process, memory, block.find(process, memory)).document.wake
+    assert areas
+    for area in areas:
+        log = range(area.data + routine.LOG_AT, area.data + routine.DESCRIPTORS_AT, PAGE)
+        assert not any(memory.anonymous(page) for page in log)
 
 
 def test_who_wakes_inside_a_replaced_function_does_not_migrate(target: Target, bundle: str) -> None:

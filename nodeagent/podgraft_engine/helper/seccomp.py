@@ -38,6 +38,7 @@ CALLS: Final[tuple[tuple[str, int, tuple[int, ...]], ...]] = (
     ("getpid", 39, ()),
     ("futex", 202, (0, 0)),
     ("futex", 202, (0, 1, 1)),
+    ("madvise", 28, (0, 4096, 4)),
     ("madvise", 28, (0, 4096, 10)),
     ("madvise", 28, (0, 4096, 22)),
     ("mmap", 9, (0, 4096, 3, 0x100021, 2**64 - 1)),

@@ -6,6 +6,7 @@ from typing import Final
 MMAP: Final = 9
 MPROTECT: Final = 10
 MUNMAP: Final = 11
+MADVISE: Final = 28
 MREMAP: Final = 25
 FUTEX: Final = 202
 RESTART_SYSCALL: Final = 219

@@ -9,7 +9,16 @@ from podgraft_bundle.errors import Refusal
 from podgraft_engine.code.stubs import near_jump
 from podgraft_engine.code.wakepoints import WakePoint
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, PROT_RX, protect, replace_ours, try_map_fixed
+from podgraft_engine.helper.rpc import (
+    PLACES_TO_TRY,
+    PROT_NONE,
+    PROT_RW,
+    PROT_RX,
+    advise_not_needed,
+    protect,
+    replace_ours,
+    try_map_fixed,
+)
 from podgraft_engine.patched.state import PointRecord, State, WakeRecord
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target.layout import PAGE, gap_near
@@ -102,6 +111,10 @@ class Area:
         for tid, given in _ENTRY.iter_unpack(raw):
             if given == generation:
                 yield tid & ~AT_POINT, bool(tid & AT_POINT)
+
+    def drop_log(self) -> None:
+        """Give back the memory of the log: 8 bytes for each thread that came by. Where memory is locked it stays."""
+        advise_not_needed(self._helper, self.record.data + LOG_AT, LOG_ENTRIES * _ENTRY.size)
 
     def clear_workspace(self) -> None:
         """Drop what page clones have left behind, so that nothing of the file stays mapped twice."""

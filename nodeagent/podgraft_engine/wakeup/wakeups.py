@@ -152,6 +152,7 @@ class Wakeups:
                 self._pages.restore(page)
         if pages:
             area.clear_workspace()
+            area.drop_log()
 
     def _arm(self, point: WakePoint, *, declared: bool = False) -> bool:
         module = self._finder.module_at(point.address)
