@@ -2,6 +2,7 @@
 
 A loop of 10,000 calls between two readings of the time stamp counter, 200 times. One thread stays inside of a replaced
 function and so keeps the transition open: it measures the way to the old code, another one the way to the new code.
+The states take turns in several rounds, for the machine itself is at times half as fast for a second.
 """
 
 import subprocess
@@ -10,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.harness import BenchFailedError, Options, build, engine, markdown, percentiles, running
+from bench.harness import BenchFailedError, Options, build, engine, markdown, running
 from bench.pictures import figure, save
 
-OPEN_FOR_S = 2.0
+OPEN_FOR_S = 1.0
+ROUNDS, QUICK_ROUNDS = 21, 2
 STATES = (
     "unpatched",
     "transition, thread on old code",
@@ -24,22 +26,33 @@ STATES = (
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Measure the five states in one process."""
+    """Measure the five states in one process, round by round."""
     program, bundle = build("calls", ["step", "stay"], options.work)
+    medians: dict[str, list[float]] = {state: [] for state in STATES}
     with running(program) as child:
-        cycles = {"unpatched": _ask(child, "main")}
-        answer = engine(child.pid, op="apply", bundle=bundle, deadline=OPEN_FOR_S, may_fail=True)
-        if answer.events[-1].get("reason") != "DeadlinePassed":
-            raise BenchFailedError(f"the transition did not stay open: {answer.events[-1]}")
-        rungs = {site["function"]: site["rung"] for site in answer.of("inspected")[0]["sites"]}
-        cycles["transition, migrated thread"] = _ask(child, "main")
-        cycles["transition, thread on old code"] = _ask(child, "inside")
-        _say(child, "release")
-        engine(child.pid, op="apply", bundle=bundle)
-        cycles["finalized"] = _ask(child, "main")
-        engine(child.pid, op="revert", name="calls")
-        cycles["reverted"] = _ask(child, "main")
-    return {"rung": rungs["step"], "cycles": {state: percentiles(values) for state, values in cycles.items()}}
+        for _ in range(QUICK_ROUNDS if options.quick else ROUNDS):
+            rung, cycles = _round(child, bundle)
+            for state, values in cycles.items():
+                medians[state].append(float(np.median(values)))
+    return {"rung": rung, "cycles": medians}
+
+
+def _round(child: "subprocess.Popen[str]", bundle: str) -> tuple[str, dict[str, list[float]]]:
+    """Apply and revert once; return the kind of site, and the cycles per call of each batch in each state."""
+    cycles = {"unpatched": _ask(child, "main")}
+    answer = engine(child.pid, op="apply", bundle=bundle, deadline=OPEN_FOR_S, may_fail=True)
+    if answer.events[-1].get("reason") != "DeadlinePassed":
+        raise BenchFailedError(f"the transition did not stay open: {answer.events[-1]}")
+    rungs = {site["function"]: site["rung"] for site in answer.of("inspected")[0]["sites"]}
+    cycles["transition, migrated thread"] = _ask(child, "main")
+    cycles["transition, thread on old code"] = _ask(child, "inside")
+    _say(child, "release")
+    engine(child.pid, op="apply", bundle=bundle)
+    cycles["finalized"] = _ask(child, "main")
+    engine(child.pid, op="revert", name="calls")
+    cycles["reverted"] = _ask(child, "main")
+    _say(child, "stay")
+    return rungs["step"], cycles
 
 
 def _ask(child: "subprocess.Popen[str]", command: str) -> list[float]:
@@ -58,20 +71,25 @@ def _say(child: "subprocess.Popen[str]", command: str) -> str:
 
 def table(result: dict[str, Any]) -> str:
     """Return the results as Markdown."""
-    base = result["cycles"]["unpatched"]["p50"]
+    cycles = result["cycles"]
+    more = {state: np.array(values) - np.array(cycles["unpatched"]) for state, values in cycles.items()}
+    base = float(np.median(cycles["unpatched"]))
     rows = [
-        (state, f"{values['p50']:.2f}", f"{values['p50'] - base:+.2f}", f"{values['p50'] / base:.2f}")
-        for state, values in ((state, result["cycles"][state]) for state in STATES)
-    ]
-    headings = ("state", "cycles per call (median)", "more than unpatched", "ratio")
+        (
+            state, f"{np.median(cycles[state]):.2f}", f"{min(cycles[state]):.2f}", f"{max(cycles[state]):.2f}",
+            f"{np.median(more[state]):+.2f}", f"{1 + np.median(more[state]) / base:.2f}",
+        )
+        for state in STATES
+    ]  # fmt: skip
+    headings = ("state", "cycles per call", "fastest round", "slowest", "more than unpatched", "ratio")
     site = f"* The function is one multiplication and one addition; its site is a `{result['rung']}`. No goal is set."
-    return f"{markdown(headings, rows)}\n\n{site}"
+    return f"{markdown(headings, rows)}\n\n* {len(cycles['reverted'])} rounds; medians\n{site}"
 
 
 def plot(result: dict[str, Any], folder: Path) -> list[Path]:
     """Draw the medians as bars."""
     drawing, (axes,) = figure("Cost of a patched call", 1)
-    medians = [result["cycles"][state]["p50"] for state in STATES]
+    medians = [np.median(result["cycles"][state]) for state in STATES]
     axes.barh(np.arange(len(STATES)), medians, color="#4c78a8")
     axes.set_yticks(np.arange(len(STATES)), STATES)
     axes.invert_yaxis()

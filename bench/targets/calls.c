@@ -1,7 +1,7 @@
 /* What one call of a function costs, in cycles of the time stamp counter. Two threads measure: the main one, which can
  * migrate while it waits, and one that stays inside of a replaced function until it is told to go, and so keeps a
- * transition open and runs the old code. Commands on standard input: main, inside, release, quit. Each of the first two
- * answers with the cycles per call of every batch. */
+ * transition open and runs the old code. Commands on standard input: main, inside, release, stay (for another one after
+ * a release), quit. Each of the first two answers with the cycles per call of every batch. */
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdint.h>
@@ -79,11 +79,16 @@ int main(void)
 			sem_post(&go);
 			sem_wait(&done);
 			print();
-		} else {
+		} else if (!strncmp(line, "release", 7)) {
 			released = 1;
 			sem_post(&go);
 			pthread_join(id, NULL);
 			printf("released\n");
+			fflush(stdout);
+		} else {
+			released = 0;
+			pthread_create(&id, NULL, inside, NULL);
+			printf("inside\n");
 			fflush(stdout);
 		}
 	}

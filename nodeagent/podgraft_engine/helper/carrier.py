@@ -118,15 +118,18 @@ def check_filters(process: Process, tid: int) -> None:
 def choose(process: Process, blk: block.Block | None) -> Iterator[int]:
     """Yield the threads by how harmless it is to borrow them; writers and stopped threads are left out.
 
-    Of thousands the first few hundred are ranked, and more only when they are asked for.
+    Of thousands no more are looked at than it takes to find good ones; those that are not come at the very end.
     """
-    tids = process.threads()
+    tids, last = process.threads(), []
     for first in range(0, len(tids), AT_A_TIME):
-        yield from _ranked(process, blk, tids[first : first + AT_A_TIME])
+        ranked = _ranked(process, blk, tids[first : first + AT_A_TIME])
+        yield from (tid for rank, tid in ranked if rank < 2 * _RUNNING)
+        last += [(rank, tid) for rank, tid in ranked if rank >= 2 * _RUNNING]
+    yield from (tid for _, tid in sorted(last))
 
 
-def _ranked(process: Process, blk: block.Block | None, tids: list[int]) -> list[int]:
-    ranked: list[tuple[int, int]] = []
+def _ranked(process: Process, blk: block.Block | None, tids: list[int]) -> list[tuple[int, int]]:
+    ranked = []
     for tid in tids:
         status = process.status(tid)
         if status.get("State", "Z")[0] not in "SR" or status.get("TracerPid", "0") != "0":
@@ -138,7 +141,7 @@ def _ranked(process: Process, blk: block.Block | None, tids: list[int]) -> list[
         rank = _RUNNING if sleep is None else _rank_of_sleeper(sleep.nr, sleep.args)
         if rank is not None:
             ranked.append((2 * rank + bool(handlers), tid))
-    return [tid for _, tid in sorted(ranked)]
+    return sorted(ranked)
 
 
 def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:

@@ -64,14 +64,16 @@ class Looker:
     def is_outside(self, tid: int, *, may_hold: bool) -> bool:
         """Tell whether a thread is outside, or has ended; one that runs is held for it if it may be."""
         sleep = self.process.sleeping_in(tid)
-        if sleep is not None and sleep.nr is not None and sleep.nr >= 0:
+        sleeps = sleep is not None and sleep.nr is not None and sleep.nr >= 0
+        if sleep is not None and sleeps:
             frame = Frame(sleep.pc, {RSP: sleep.sp})
             read = self._read(frame, self.stacks.top_from_outside(tid, sleep.sp))
-            return self._clear(frame, read) and self.process.sleeping_in(tid) == sleep
+            if self._clear(frame, read) and self.process.sleeping_in(tid) == sleep:
+                return True
         thread = self.process.thread(tid)
         if thread is None or not thread.runs:
             return True
-        if not may_hold:
+        if sleeps or not may_hold:
             return False
         try:
             with hold(tid) as held:
