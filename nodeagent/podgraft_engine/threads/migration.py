@@ -101,8 +101,7 @@ class Migration:
         self._ran: dict[ThreadKey, float | None] = {}
         self._nudged: Counter[ThreadKey] = Counter()
         self._names: dict[ThreadKey, str] = {}
-        self._listed = self._list()
-        self._first = set(self._listed)
+        self._first = set(self._list())
         self._only_known_ones = True
         self._arrivals = Arrivals(process, points.migrated, self._first)
         self.tally = Tally()
@@ -116,7 +115,7 @@ class Migration:
         Raises:
             PodgraftError: PROCESS_EXITED, GS_BASE_IN_USE.
         """
-        pause, keys = FIRST_PAUSE_S, self._listed
+        pause, keys = FIRST_PAUSE_S, sorted(self._first)
         while True:
             if self._pass(keys, deadline):
                 return True
