@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from podgraft_builder.ahead import reading_ahead, touched
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.callers import removed_functions
 from podgraft_builder.compare import Comparison
@@ -193,7 +194,8 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     modules = other_modules(records, binary, space.tree)
     progress("new build, what the patch touches")
     patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
-    fresh = space.build("new")
+    with reading_ahead([(item.label(space.tree), item.data) for item in touched(old, records, patched)]):
+        fresh = space.build("new")
     done = {item.output for item in fresh if item.kind == "compile"}
     forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
     if forgotten:

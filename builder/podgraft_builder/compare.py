@@ -1,11 +1,9 @@
 """Compare an object of the old build with its successor, by meaning: which functions and data differ, and why."""
 
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from podgraft_builder import reloc
-from podgraft_builder.debuginfo import SectionOffset
-from podgraft_builder.dwarf import static_lines, static_owners
+from podgraft_builder.dwarf import NOBODYS, Static, read_statics
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
@@ -189,12 +187,13 @@ class Comparison:
         """Numbers of static locals change hands; the debug information knows who declares each, and in which line."""
         if base_name(old.name) == old.name:
             return True
-        before, after = self._old_owners, self._new_owners
-        a, b = before.get(_place(old)), after.get(_place(new))
-        if a is None or b is None:
-            return a is b
-        twins = any(list(owners.values()).count(a) > 1 for owners in (before, after))
-        return a == b and (not twins or self._old_lines.get(_place(old)) == self._new_lines.get(_place(new)))
+        a, b = _static(self.old, old), _static(self.new, new)
+        if NOBODYS in {a, b}:
+            return a == b
+        twins = any(
+            [s.owner for s in read_statics(which).values()].count(a.owner) > 1 for which in (self.old, self.new)
+        )
+        return a.owner == b.owner and (not twins or a.line == b.line)
 
     def _same_content(  # noqa: PLR0917 (two pieces of data)
         self, a: Section, b: Section, start: int, size: int, new_start: int, new_size: int
@@ -234,9 +233,9 @@ class Comparison:
 
     def _continue_statics(self, name: str, new: list[Symbol], old: list[Symbol]) -> None:
         """Find the old variables that numbered statics continue: by the function that declares them, or the line."""
-        for owner in sorted({self._new_owners.get(_place(s), "") for s in new}):
-            fresh = [s for s in new if self._new_owners.get(_place(s), "") == owner]
-            same = [s for s in old if self._old_owners.get(_place(s), "") == owner]
+        for owner in sorted({_static(self.new, s).owner for s in new}):
+            fresh = [s for s in new if _static(self.new, s).owner == owner]
+            same = [s for s in old if _static(self.old, s).owner == owner]
             if not owner or len(fresh) > 1 or len(same) > 1:
                 self._continue_by_line(owner or name, fresh, same)
             elif same:
@@ -244,30 +243,14 @@ class Comparison:
 
     def _continue_by_line(self, owner: str, new: list[Symbol], old: list[Symbol]) -> None:
         """Pair statics of one name in one function by their lines; where one came or went, lines prove nothing."""
-        before = {self._old_lines.get(_place(s), 0): s for s in old}
-        after = {self._new_lines.get(_place(s), 0): s for s in new}
+        before = {_static(self.old, s).line: s for s in old}
+        after = {_static(self.new, s).line: s for s in new}
         if not len(before) == len(old) == len(new) or 0 in before or before.keys() != after.keys():
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,
                 f"{self.new.label}: {owner} has static variables of one name: which is which cannot be told",
             )
         self.old_of.update({after[line]: symbol for line, symbol in before.items()})
-
-    @cached_property
-    def _old_owners(self) -> dict[SectionOffset, str]:
-        return static_owners(self.old)
-
-    @cached_property
-    def _new_owners(self) -> dict[SectionOffset, str]:
-        return static_owners(self.new)
-
-    @cached_property
-    def _old_lines(self) -> dict[SectionOffset, int]:
-        return static_lines(self.old)
-
-    @cached_property
-    def _new_lines(self) -> dict[SectionOffset, int]:
-        return static_lines(self.new)
 
     def same_section(self, name: str) -> bool:
         """Say whether the sections of a name are the same in both objects."""
@@ -335,8 +318,8 @@ class Comparison:
                     )
 
 
-def _place(symbol: Symbol) -> SectionOffset:
-    return symbol.section or 0, symbol.value
+def _static(which: ObjectFile, symbol: Symbol) -> Static:
+    return read_statics(which).get((symbol.section or 0, symbol.value), NOBODYS)
 
 
 def _masked(which: ObjectFile, function: Function, items: list[Relocation]) -> bytes:

@@ -22,6 +22,8 @@ _NONE = 0  # R_X86_64_NONE
 # Where a thread-local variable lies in its block: nobody here reads the number.
 _UNWRITTEN = frozenset({_NONE, reloc.R_DTPOFF64, reloc.R_DTPOFF32})
 _INFO = ".debug_info"
+# Of how many objects the parsed tables are kept, which take many times their size: the old and new ones of a usual fix.
+KEPT = 6
 
 SectionOffset = tuple[int, int]
 
@@ -34,12 +36,9 @@ class DebugInfo:
     places: dict[int, SectionOffset] = field(default_factory=dict)
 
 
-@lru_cache(maxsize=6)
+@lru_cache(maxsize=KEPT)
 def read_debug_info(elf: ELFFile) -> DebugInfo:
-    """Read the debug information of a relocatable object, empty where it has none. Raises Refusal.
-
-    What is parsed of it takes many times its size: it is kept for the old and new objects of a usual fix, not for all.
-    """
+    """Read the debug information of a relocatable object, empty where it has none. Raises Refusal."""
     count = sum(section.name == _INFO and section["sh_size"] > 0 for section in elf.iter_sections())
     if count == 0:
         return DebugInfo()

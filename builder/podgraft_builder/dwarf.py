@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from elftools.dwarf.die import DIE
 
-from podgraft_builder.debuginfo import SectionOffset
+from podgraft_builder.debuginfo import KEPT, SectionOffset
 from podgraft_builder.objects import ObjectFile
 
 _ASSEMBLER = 0x8001  # DW_LANG_Mips_Assembler, what GNU as writes
@@ -66,6 +67,17 @@ class Debug:
     present: bool = False
 
 
+class Static(NamedTuple):
+    """A static variable inside a function: "function::variable", and the line of its declaration."""
+
+    owner: str
+    line: int
+
+
+NOBODYS = Static("", 0)
+
+
+@lru_cache(maxsize=KEPT)
 def read_debug(which: ObjectFile) -> Debug:
     """Read the types and signatures at file scope of an object; types inside functions are left out."""
     debug = Debug(present=bool(which.debug.units))
@@ -214,33 +226,27 @@ def number_of(die: DIE, attribute: str) -> int:
     return found.value if found is not None and isinstance(found.value, int) else 0
 
 
-def static_owners(which: ObjectFile) -> dict[SectionOffset, str]:
-    """Return place -> "function::variable" of the static variables inside functions.
+@lru_cache(maxsize=KEPT)
+def read_statics(which: ObjectFile) -> dict[SectionOffset, Static]:
+    """Return where the static variables inside functions lie, and whose they are.
 
     Inlining puts statics of one name into one function; the debug information knows whose they are.
     """
-    return {place: f"{owner}::{name_of(die)}" for place, owner, die in _statics(which)}
+    return {
+        place: Static(f"{name_of(function)}::{name_of(die)}", number_of(die, "DW_AT_decl_line"))
+        for unit in which.debug.units
+        for function in unit.get_top_DIE().iter_children()
+        if function.tag == "DW_TAG_subprogram" and name_of(function)
+        for place, die in _statics(function, which.debug.places)
+    }
 
 
-def static_lines(which: ObjectFile) -> dict[SectionOffset, int]:
-    """Return place -> line of declaration of the static variables inside functions."""
-    return {place: number_of(die, "DW_AT_decl_line") for place, _, die in _statics(which)}
-
-
-def _statics(which: ObjectFile) -> Iterator[tuple[SectionOffset, str, DIE]]:
-    """Yield place, function and entry of each static variable inside a function."""
-    for unit in which.debug.units:
-        for die in unit.get_top_DIE().iter_children():
-            if die.tag == "DW_TAG_subprogram" and name_of(die):
-                yield from _owned(die, name_of(die), which.debug.places)
-
-
-def _owned(parent: DIE, owner: str, places: dict[int, SectionOffset]) -> Iterator[tuple[SectionOffset, str, DIE]]:
+def _statics(parent: DIE, places: dict[int, SectionOffset]) -> Iterator[tuple[SectionOffset, DIE]]:
     for die in parent.iter_children():
         if die.tag == "DW_TAG_variable" and "DW_AT_location" in die.attributes:
             # DW_FORM_exprloc: a length of one byte, DW_OP_addr, then the address that is relocated
             place = places.get(die.attributes["DW_AT_location"].offset + 2)
             if place is not None and name_of(die):
-                yield place, owner, die
+                yield place, die
         elif die.has_children:
-            yield from _owned(die, owner, places)
+            yield from _statics(die, places)

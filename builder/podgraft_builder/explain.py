@@ -88,10 +88,10 @@ def _cause(unit: Changed, old: Origins, new: Origins, touched: set[str]) -> str:
     split = " (part split)" if base != unit.name or len(unit.old_parts) != len(unit.new_parts) else ""
     if base in touched:
         return f"source{split}"
-    inlined = (old.inlined.get(base, set()) | new.inlined.get(base, set())) & touched
+    inlined = (old.inlined(base) | new.inlined(base)) & touched
     if inlined:
         return f"inlines {', '.join(sorted(inlined))}{split}"
-    fresh = new.inlined.get(base, set()) - old.places.keys()
+    fresh = new.inlined(base) - old.places.keys()
     if fresh:
         return f"inlines {', '.join(sorted(fresh))}{split}"
     return split.strip(" ()") or "compiler"

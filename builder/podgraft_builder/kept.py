@@ -8,6 +8,9 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from podgraft_builder.records import Record, read_log
@@ -43,24 +46,37 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
 def keep(root: Path, tree: Path, state: str, store: Path) -> None:
     """Keep the tree as it was built, and note the files outside of it that the compilers read."""
     shutil.rmtree(root / "kept", ignore_errors=True)
-    shutil.copytree(tree, root / "kept", symlinks=True)
+    _copy(tree, root / "kept")
     read = {name for record in read_log(store) for name in record.depends}
     outside = {name: _stamp(name) for name in sorted(read) if not Path(name).is_relative_to(tree)}
     (root / "kept.json").write_text(json.dumps({"state": state, "outside": outside}))
 
 
-def restore(root: Path, tree: Path, state: str, store: Path) -> list[Record] | None:
-    """Put a kept build in the place of the tree and return its records; one of another state is given up."""
+def restore(root: Path, tree: Path, state: Callable[[], str], store: Path) -> list[Record] | None:
+    """Put a kept build in the place of the tree and return its records; one of another state is given up.
+
+    It is copied while the state is found out, which takes as long; what is left of a copy in vain is overwritten.
+    """
     note = root / "kept.json"
     if not note.is_file():
         return None
-    known = json.loads(note.read_text())
-    if known["state"] != state or any(_stamp(name) != stamp for name, stamp in known["outside"].items()):
-        note.unlink()  # its store is about to be written anew
-        return None
     shutil.rmtree(tree, ignore_errors=True)
-    shutil.copytree(root / "kept", tree, symlinks=True)
-    return read_log(store)
+    with ThreadPoolExecutor(1) as pool:
+        copied = pool.submit(_copy, root / "kept", tree)
+        known = json.loads(note.read_text())
+        fits = known["state"] == state() and all(_stamp(name) == stamp for name, stamp in known["outside"].items())
+        records = read_log(store) if fits else None
+        copied.result()
+    if not fits:
+        note.unlink()  # its store is about to be written anew
+    return records
+
+
+def _copy(tree: Path, to: Path) -> None:
+    """Copy a tree with its times; cp takes half the time of shutil. Raises OSError."""
+    result = subprocess.run(["cp", "-a", tree, to], capture_output=True, check=False)
+    if result.returncode != 0:
+        raise OSError(result.stderr.decode(errors="replace").strip())
 
 
 def _stamp(name: str | None) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from podgraft_builder.ahead import old_object
 from podgraft_builder.compare import Comparison
 from podgraft_builder.objects import ObjectFile
 from podgraft_bundle.errors import Reason, Refusal
@@ -32,7 +33,7 @@ def compare_pairs(pairs: list[Pair]) -> dict[str, Comparison]:
                 f"{pair.label} is a new object file",
                 "put new functions into an existing source file",
             )
-        found[pair.label] = Comparison(ObjectFile(pair.label, pair.old), new).run()
+        found[pair.label] = Comparison(old_object(pair.label, pair.old), new).run()
     return found
 
 

@@ -36,7 +36,13 @@ def read_log(store: Path) -> list[Record]:
     log = store / "log"
     if not log.exists():
         return []
-    resolved = cache(lambda name: str(Path(name).resolve()))  # the objects of a build read the same headers
+    folder = cache(lambda path: path.resolve())  # the objects of a build read the same headers in the same folders
+
+    @cache
+    def resolved(name: str) -> str:
+        path = Path(name)
+        return str(path.resolve() if path.is_symlink() else folder(path.parent) / path.name)
+
     return [_record(ast.literal_eval(line), resolved) for line in log.read_text().splitlines()]
 
 

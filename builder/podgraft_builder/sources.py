@@ -18,10 +18,14 @@ Touched = dict[str, set[int]]
 
 @dataclass
 class Origins:
-    """File and line of each function by its linkage name, and the names of what is inlined into it."""
+    """File and line of each function by its linkage name, and its entries in the debug information."""
 
     places: dict[str, tuple[str, int]] = field(default_factory=dict)
-    inlined: dict[str, set[str]] = field(default_factory=dict)
+    bodies: dict[str, list[DIE]] = field(default_factory=dict)
+
+    def inlined(self, name: str) -> set[str]:
+        """Return the names of what is inlined into a function."""
+        return {inner for die in self.bodies.get(name, []) for inner in _inlined(die)}
 
     def touched(self, lines: Touched) -> set[str]:
         """Return the functions between whose first line and that of the next a patch changes something."""
@@ -72,7 +76,7 @@ def read_origins(which: ObjectFile) -> Origins:
             file, line = attributes.get("DW_AT_decl_file"), attributes.get("DW_AT_decl_line")
             if name and file is not None and line is not None:
                 origins.places.setdefault(name, (files.get(file.value, ""), line.value))
-                origins.inlined.setdefault(name, set()).update(_inlined(die))
+                origins.bodies.setdefault(name, []).append(die)
     return origins
 
 

@@ -77,7 +77,7 @@ class Workspace:
 
     def restore(self) -> list[Record] | None:
         """Put the old build of this very tree in place if there is one, and return its records."""
-        return kept.restore(self.root, self.tree, self._state(), self.root / "old")
+        return kept.restore(self.root, self.tree, self._state, self.root / "old")
 
     def keep(self) -> None:
         """Keep the tree as the old build left it."""

@@ -11,12 +11,13 @@ from elftools.elf.sections import SymbolTableSection
 from iced_x86 import Decoder
 
 from podgraft_builder import wrapper
+from podgraft_builder.ahead import old_object, reading_ahead, touched
 from podgraft_builder.clobbers import CALLER_SAVED, clobbered
 from podgraft_builder.code import decode
-from podgraft_builder.dwarf import read_debug, static_owners
+from podgraft_builder.dwarf import read_debug, read_statics
 from podgraft_builder.lines import keep_line_numbers
 from podgraft_builder.objects import ObjectFile
-from podgraft_builder.records import archive_members
+from podgraft_builder.records import Input, Record, archive_members, read_log
 from podgraft_builder.symtab import read_symbols
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
 from podgraft_bundle.errors import Refusal
@@ -119,9 +120,41 @@ def test_static_variables_know_their_function(tmp_path: Path) -> None:
         "static inline int in(void) { static int n = 1; return n++; }\n"
         "int out(void) { static int n = 2; static __thread int t = 3; return n++ + in() + t++; }\n",
     )
-    owners = static_owners(which)
-    first = {which.sections[place[0]].data[:1]: owner for place, owner in owners.items()}
-    assert first == {b"\1": "in::n", b"\2": "out::n", b"\3": "out::t"}
+    first = {which.sections[place[0]].data[:1]: tuple(static) for place, static in read_statics(which).items()}
+    assert first == {b"\1": ("in::n", 1), b"\2": ("out::n", 2), b"\3": ("out::t", 2)}
+
+
+def test_old_objects_are_read_ahead(tmp_path: Path) -> None:
+    """What a compiler made of patched files has been read when the new build ends: the comparison reads it no more."""
+    data = compiled(tmp_path, "int f(void) { static int n; return n++; }\n").data
+    (tmp_path / "other.o").write_bytes(b"other")
+    read, other = (
+        Record("compile", tmp_path, tmp_path / name, copy=tmp_path / name, depends=frozenset({source}))
+        for name, source in (("t.o", "t.c"), ("other.o", "other.c"))
+    )
+    inputs = [Input(tmp_path / "lib.a", "t.o", data), Input(tmp_path / "other.o", None, b"other")]
+    assert touched(inputs, [read, other], {"t.c"}) == inputs[:1]
+    with reading_ahead([("t.o", data)]):
+        pass
+    before = [function.cache_info().misses for function in (old_object, read_debug, read_statics)]
+    which = old_object("t.o", data)
+    assert read_debug(which).signatures == {"f": "int ()"}
+    assert [static.owner for static in read_statics(which).values()] == ["f::n"]
+    assert [function.cache_info().misses for function in (old_object, read_debug, read_statics)] == before
+
+
+def test_recorded_files_are_known_by_one_name(tmp_path: Path) -> None:
+    """A header that a compiler names by a link, or in a linked folder, is the file that the patch names."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.h").write_text("")
+    (tmp_path / "folder").symlink_to("real")
+    (tmp_path / "link.h").symlink_to("folder/a.h")
+    names = [f"{tmp_path}/{name}" for name in ("real/a.h", "folder/a.h", "real/../folder/a.h", "link.h", "gone.h")]
+    line = {"kind": "compile", "cwd": str(tmp_path), "output": f"{tmp_path}/folder/t.o", "depends": "\0".join(names)}
+    (tmp_path / "log").write_text(f"{line}\n")
+    [record] = read_log(tmp_path)
+    assert record.depends == {str(tmp_path / "real" / "a.h"), str(tmp_path / "gone.h")}
+    assert record.output == tmp_path / "real" / "t.o"
 
 
 def test_symbols_are_those_of_pyelftools(tmp_path: Path) -> None:
