@@ -20,7 +20,7 @@ from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.layout import gap_near
 from podgraft_engine.target.memory import Memory
-from podgraft_engine.target.proc import Process
+from podgraft_engine.target.proc import Process, SleepState
 from podgraft_engine.target.tracer import USER_64BIT_CS, Held, NotHeld, Signals, hold, signals_of
 
 # On a node with many more runnable threads than processors an engine may not get one for some seconds.
@@ -138,24 +138,22 @@ def _ranked(process: Process, blk: block.Block | None, tids: list[int]) -> list[
         handlers = int(status.get("SigCgt", "0"), 16) & ~int(status.get("SigBlk", "0"), 16)
         if blk is not None and sleep is not None and blk.contains(sleep.pc):
             continue
-        rank = _RUNNING if sleep is None else _rank_of_sleeper(sleep.nr, sleep.args)
+        rank = _rank_of_sleeper(sleep) if sleep is not None and sleep.in_call else _RUNNING
         if rank is not None:
             ranked.append((2 * rank + bool(handlers), tid))
     return sorted(ranked)
 
 
-def _rank_of_sleeper(number: int | None, args: tuple[int, ...]) -> int | None:
-    if number is None or number == -1:
-        return _RUNNING
-    if syscalls.partial_progress(number, args):
+def _rank_of_sleeper(sleep: SleepState) -> int | None:
+    if syscalls.partial_progress(sleep.nr, sleep.args):
         return None
-    if number in syscalls.EINTR_CLASS or number in syscalls.EINTR_WITH_TIMEOUT:
+    if sleep.nr in syscalls.EINTR_CLASS or sleep.nr in syscalls.EINTR_WITH_TIMEOUT:
         return _RUNNING + 1
-    if number in syscalls.NO_HANDLER_RESTART:
+    if sleep.nr in syscalls.NO_HANDLER_RESTART:
         return 2
-    if number in syscalls.RESTART_BLOCK:
+    if sleep.nr in syscalls.RESTART_BLOCK:
         return 1
-    return 0 if number in syscalls.RESTARTS_AS_IS else None
+    return 0 if sleep.nr in syscalls.RESTARTS_AS_IS else None
 
 
 def _look(process: Process, memory: Memory, blk: block.Block, tid: int) -> Signals:

@@ -34,12 +34,17 @@ class Mapping(NamedTuple):
 
 @dataclass(frozen=True)
 class SleepState:
-    """One reading of /proc/PID/task/TID/syscall: nr, six arguments, stack pointer and pc; None fields while it runs."""
+    """One reading of /proc/PID/task/TID/syscall: nr (-1 outside of a call), six arguments, stack pointer and pc."""
 
-    nr: int | None
+    nr: int
     args: tuple[int, ...]
     sp: int
     pc: int
+
+    @property
+    def in_call(self) -> bool:
+        """Tell whether it sleeps in a system call, and not in a page fault or a stop."""
+        return self.nr >= 0
 
 
 @dataclass(frozen=True)
@@ -175,7 +180,7 @@ class Process:
         return text[0] if text else None
 
     def sleeping_in(self, tid: int) -> SleepState | None:
-        """Say where a thread sleeps in the kernel; None when it runs, nr -1 when it is blocked outside a call."""
+        """Say where a thread sleeps in the kernel; None when it runs."""
         words = self._read(tid, "syscall").split()
         if not words or words[0] == "running":
             return None

@@ -64,7 +64,7 @@ class Looker:
     def is_outside(self, tid: int, *, may_hold: bool) -> bool:
         """Tell whether a thread is outside, or has ended; one that runs is held for it if it may be."""
         sleep = self.process.sleeping_in(tid)
-        sleeps = sleep is not None and sleep.nr is not None and sleep.nr >= 0
+        sleeps = sleep is not None and sleep.in_call
         if sleep is not None and sleeps:
             frame = Frame(sleep.pc, {RSP: sleep.sp})
             read = self._read(frame, self.stacks.top_from_outside(tid, sleep.sp))

@@ -166,10 +166,10 @@ class Migration:
         since = self._since.setdefault(key, time.monotonic())
         sleep = self._process.sleeping_in(key[0])
         patience = GRACE_S
-        if sleep is not None and sleep.nr not in (None, -1):
+        if sleep is not None and sleep.in_call:
             if not self._points.cover(sleep):
                 return False
-            limit = syscalls.time_limit(sleep.nr or 0, sleep.args)
+            limit = syscalls.time_limit(sleep.nr, sleep.args)
             if limit is not None:
                 patience = min(limit + LIMIT_MARGIN_S, LONGEST_PATIENCE * (deadline - self._began))
             # Of many threads most come by while the first pass looks at the others.

@@ -143,13 +143,12 @@ class Mover:
     def attempt(self, tid: int) -> Outcome:
         """Try once to move a thread."""
         sleep = self._process.sleeping_in(tid)
-        if sleep is None or sleep.nr in (None, -1):
+        if sleep is None or not sleep.in_call:
             if self._process.state(tid) in (None, "Z", "X"):
                 return Outcome(_GONE, gone=True)
             return self._held(tid, "running", None)
-        number = int(sleep.nr or 0)
-        name = syscalls.name_of(number)
-        refusal = self._reason_to_wait(tid, sleep, number)
+        name = syscalls.name_of(sleep.nr)
+        refusal = self._reason_to_wait(tid, sleep)
         if refusal:
             return Outcome(Verdict(quiescent=False, why=refusal), syscall=name)
         seen = self._look(tid, sleep)
@@ -161,15 +160,15 @@ class Mover:
         """Tell whether a sleeping thread could migrate if it woke, and would not mind that, as seen from outside."""
         return self._look(tid, sleep, self._rule.credulous).quiescent
 
-    def _reason_to_wait(self, tid: int, sleep: SleepState, number: int) -> str | None:
+    def _reason_to_wait(self, tid: int, sleep: SleepState) -> str | None:
         state = self._process.state(tid)
         if state == "D":
             return "it sleeps uninterruptibly"
         if state in ("T", "t"):
             return "it is stopped by a signal or a debugger"
-        if syscalls.partial_progress(number, sleep.args):
+        if syscalls.partial_progress(sleep.nr, sleep.args):
             return "an interruption would make its call return short"
-        if not syscalls.can_be_interrupted(number):
+        if not syscalls.can_be_interrupted(sleep.nr):
             return "it is not known how its call goes on after an interruption"
         return None
 
