@@ -1,9 +1,13 @@
 """The old build that is kept for the next patch to the same tree: used where nothing changed, and only there."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+from podgraft_builder import kept
 
 KEPT = "old build: the one that is kept from an earlier patch"
 RULES = "prog: main.o work.o more.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
@@ -35,13 +39,13 @@ def test_second_patch_uses_the_old_build(again: Any, monkeypatch: pytest.MonkeyP
     """Another patch for the same tree is built on the kept one, and gives what a build from scratch gives."""
     assert again(OLD, {"one.h": "#define ONE 7\n"})[1] is False
     monkeypatch.setenv("CCACHE_MAXSIZE", "1G")  # says nothing about what is built
-    second, kept = again(OLD, FIX)
-    assert kept is True
+    second, from_kept = again(OLD, FIX)
+    assert from_kept is True
     assert [one.new_symbol for one in second.bundle.manifest.functions] == ["f"]
     for note in (again.folder / "cache").glob("build-*/kept.json"):
         note.unlink()
-    scratch, kept = again(OLD, FIX)
-    assert kept is False
+    scratch, from_kept = again(OLD, FIX)
+    assert from_kept is False
     assert second.bundle.digest == scratch.bundle.digest
 
 
@@ -81,3 +85,22 @@ def test_only_the_last_builds_are_kept(project: Any) -> None:
         project.command = f"make && : {number}"
         project.build(OLD, FIX)
     assert len(list((project.folder / "cache").glob("build-*/kept.json"))) == 3
+
+
+def test_kept_build_is_copied_whole_or_not(tmp_path: Path) -> None:
+    """What cannot be copied, or would be copied into something, is an error and never a tree."""
+    root, tree, kept_tree = tmp_path / "root", tmp_path / "tree", tmp_path / "root" / "kept"
+    root.mkdir()
+    kept_tree.mkdir()
+    (kept_tree / "a.c").write_text("int a;\n")
+    (root / "kept.json").write_text('{"state": "as it was", "outside": {}}')
+    assert kept.restore(root, tree, lambda: "as it was", tmp_path / "store") == []
+    assert [path.name for path in tree.iterdir()] == ["a.c"]
+    shutil.rmtree(tree)
+    tree.write_text("in the way")
+    with pytest.raises(FileExistsError, match="tree"):
+        kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
+    tree.unlink()
+    shutil.rmtree(kept_tree)
+    with pytest.raises(OSError, match="kept"):
+        kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
