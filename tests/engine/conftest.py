@@ -17,6 +17,7 @@ import forge
 TARGETS = Path(__file__).parent.parent / "targets"
 ENGINE = Path(sys.executable).parent / "podgraft-engine"
 PAIR_FUNCTIONS = ["left", "right", "linger"]
+ODD = "pairs-2"  # the name of the patch for odd.c
 
 
 @dataclass
@@ -134,6 +135,25 @@ def bundle(built: Path) -> str:
 def target(built: Path) -> Iterator[Target]:
     """The target program with one hot and three sleeping threads, and one that can linger."""
     yield from run_target(built / "pairs", "1", "3")
+
+
+def build_odd(folder: Path, *flags: str) -> Path:
+    """Compile a target that makes its surroundings itself, and put its bundle beside it."""
+    program = forge.compile_program(TARGETS / "odd.c", folder / "odd", *flags)
+    forge.compile_object(TARGETS / "pairs_patch.c", folder / "patch.o")
+    forge.forge(program, folder / "patch.o", PAIR_FUNCTIONS, folder / "bundle.graft", name=ODD)
+    return program
+
+
+@pytest.fixture(scope="session")
+def odd_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target that makes its surroundings itself, with its bundle beside it."""
+    return build_odd(tmp_path_factory.mktemp("odd"))
+
+
+@pytest.fixture
+def odd(odd_program: Path) -> Iterator[Target]:
+    yield from run_target(odd_program, "0", "2")
 
 
 def run_target(command: Path, *args: str, program: Path | None = None) -> Iterator[Target]:
