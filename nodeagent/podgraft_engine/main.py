@@ -17,6 +17,7 @@ from podgraft_engine.inspection import inspect, open_target, report
 from podgraft_engine.lock import engine_lock
 from podgraft_engine.patched.pages import is_intact
 from podgraft_engine.patched.state import Document, PatchRecord
+from podgraft_engine.session import Session
 from podgraft_engine.target.memory import Memory
 from podgraft_engine.target.proc import Process
 from podgraft_engine.transition import Transition
@@ -89,7 +90,8 @@ def _move(process: Process, request: Request) -> None:
     deadline = time.monotonic() + request.deadline
     for helpers in range(1, MOST_HELPERS + 1):
         try:
-            with Transition(process, emit, deadline, helpers) as transition:
+            with Session(process, emit, deadline) as session:
+                transition = Transition(session, helpers)
                 if bundle is not None:
                     transition.apply(bundle, request.points)
                 else:

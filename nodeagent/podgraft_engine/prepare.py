@@ -128,6 +128,13 @@ def release_workspace(state: State, helper: Helper, record: PatchRecord) -> None
     unmap(helper, address, size)
 
 
+def release_workspaces(state: State, helper: Helper, *, besides: PatchRecord) -> None:
+    """Give back what patches that are gone held for the twins of pages which others still needed."""
+    for patch in state.document.patches:
+        if patch.phase == "retired" and patch is not besides:
+            release_workspace(state, helper, patch)
+
+
 def discard(state: State, helper: Helper, record: PatchRecord) -> None:
     """Take an area away that no thread has ever seen; one that has served before is retired again."""
     release_workspace(state, helper, record)

@@ -69,6 +69,32 @@ class Pages:
         self._document.pages.remove(page)
         self._state.commit()
 
+    def bring(self, patch: PatchRecord) -> int:
+        """Bring every page of a patch to what its phase demands; return how many were switched.
+
+        Holes come before the sites that jump to them.
+        """
+        pages = pages_of(patch)
+        switched = 0
+        if patch.phase == "switching":
+            for page in pages:
+                content = compose(self._document, page, holes_only_of=patch)
+                switched += bool(content) and self.switch(page, content)
+        for page in pages:
+            # On the way back a page that was never switched must not be touched: somebody else may have changed it.
+            if patch.phase != "restoring" or self.has(page):
+                switched += self.switch(page, compose(self._document, page))
+        return switched
+
+    def tidy(self, pages: list[int], without: PatchRecord | None = None) -> None:
+        """Give pages what is still wanted there, and bring the file's own home where that is nothing."""
+        for page in filter(self.has, pages):
+            left = compose(self._document, page, without=without)
+            if left:
+                self.switch(page, left)
+            else:
+                self.restore(page)
+
     def recover(self) -> None:
         """Finish the twin that an engine before us was killed in making, or forget it."""
         intent = self._document.intent
