@@ -14,7 +14,7 @@ from podgraft_bundle.manifest import HOOK_KINDS
 from podgraft_bundle.protocol import Finalized, Prepared, Reverted, Switched
 from podgraft_engine.helper.rpc import is_sealed
 from podgraft_engine.hooks.hooks import failed, prepared_by_hook, renew, skip
-from podgraft_engine.inspection import inspect, report
+from podgraft_engine.inspection import Findings, inspect, report
 from podgraft_engine.patched.layers import code_of_replaced, lying_below, lying_over
 from podgraft_engine.patched.pages import is_intact, pages_of
 from podgraft_engine.patched.state import BEFORE_SWITCH, CodeRange, PatchRecord, Phase, all_code, holes_of
@@ -147,21 +147,8 @@ class Transition:
         self._session.hooks.provide(bundle, findings)
         for stale in [p for p in state.document.patches if p.phase in BEFORE_SWITCH]:
             discard(state, self._session.helper, stale)
-        same = (bundle.digest, links_of(findings))
-        ready = [p for p in state.document.patches if p.phase == "retired" and (p.digest, p.links) == same]
-        retired = next(iter(ready), None)
-        if retired is not None:
-            # Its code may still be referred to, so it was kept: it serves again.
-            if not retired.workspace_size:
-                reserve_workspace(self._target, state, self._session.helper, retired)
-            retired.points, retired.replaced = [], findings.replaced
-            renew(retired, *HOOK_KINDS)
-            # Later ones lie over earlier ones.
-            state.document.patches.remove(retired)
-            state.document.patches.append(retired)
-            self._set_phase(retired, "prepared")
-            record = retired
-        else:
+        record = self._served_before(bundle, findings)
+        if record is None:
             record = prepare(self._target, state, self._session.helper, findings, bundle)
         generation = state.document.generation + 1
         borrowed = self._session.borrowed
@@ -179,6 +166,23 @@ class Transition:
         self._session.exceptions.announce(record)
         record.served = True
         self._set_phase(record, "switching")
+        return record
+
+    def _served_before(self, bundle: Bundle, findings: Findings) -> PatchRecord | None:
+        """Return what an earlier apply of the bundle prepared: its code may still be referred to, so it was kept."""
+        state = self._session.state
+        same = (bundle.digest, links_of(findings))
+        record = next((p for p in state.document.patches if p.phase == "retired" and (p.digest, p.links) == same), None)
+        if record is None:
+            return None
+        if not record.workspace_size:
+            reserve_workspace(self._target, state, self._session.helper, record)
+        record.points, record.replaced = [], findings.replaced
+        renew(record, *HOOK_KINDS)
+        # Later ones lie over earlier ones.
+        state.document.patches.remove(record)
+        state.document.patches.append(record)
+        self._set_phase(record, "prepared")
         return record
 
     def _is_intact(self, record: PatchRecord) -> bool:
