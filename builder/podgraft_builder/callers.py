@@ -10,6 +10,13 @@ from podgraft_builder.objects import Function, ObjectFile, Place, place_of
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
+_INTEGERS = ("char", "short int", "int", "long int", "long long int")
+# Types that are returned in rax or xmm0, by the names that GCC gives them in debug information.
+_IN_REGISTER = frozenset({"_Bool", "bool", "float", "double", "short unsigned int", "long unsigned int"}) | {
+    *(_INTEGERS),
+    *("unsigned char", "signed char", "unsigned int", "long long unsigned int"),
+}
+
 
 def check_signatures(subject: Subject) -> None:
     """A changed signature is safe where all callers were compiled with it: not through pointers, not from outside."""
@@ -36,10 +43,14 @@ def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
 
 
 def _compatible(before: str, after: str) -> bool:
-    """Old callers ignore what a function returns in a register that returned nothing; an aggregate needs a place."""
+    """Old callers ignore what a function returns in a register that returned nothing.
+
+    All else needs a place from the caller, or (long double) has to be taken away by it (psABI x86-64, 3.2.3).
+    """
     same_arguments = before.partition("(")[2] == after.partition("(")[2]
-    aggregate = after.partition("(")[0].startswith(("struct ", "union ", "class "))
-    return before == after or (before.startswith("void (") and same_arguments and not aggregate)
+    result = after.partition(" (")[0]
+    in_register = result.endswith("*") or result.startswith("enum ") or result in _IN_REGISTER
+    return before == after or (before.startswith("void (") and same_arguments and in_register)
 
 
 def _pointer_taken(comparison: Comparison, unit: Changed, objects: list[ObjectFile]) -> str | None:

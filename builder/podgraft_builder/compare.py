@@ -89,6 +89,7 @@ class Comparison:
         a, b = self.old.sections[old.section or 0], self.new.sections[new.section or 0]
         if a.constant and b.constant and new.local:
             same = self._same_content(a, b, old.value, old.size, new.value, new.size)
+            same = same and alignment(b, new) <= alignment(a, old)
             return old if same and not leads_into(self.new, new, set(self.changed)) else None
         return old
 
@@ -172,7 +173,7 @@ class Comparison:
         x, y = self.old.variable_at(old), self.new.variable_at(new)
         if x is None or y is None:
             return x is y and old.offset == new.offset and self._same_content(a, b, 0, a.size, 0, b.size)
-        if base_name(x.name) != base_name(y.name) or old.offset - x.value != new.offset - y.value:
+        if not _may_continue(x, y) or old.offset - x.value != new.offset - y.value:
             return False
         if a.constant and b.constant and x.local:
             same = self._same_content(a, b, x.value, x.size, y.value, y.size)
@@ -223,7 +224,9 @@ class Comparison:
         taken = set(self.old_of.values())
         for symbol in new:
             match = old.get(symbol.name)
-            if symbol not in self.old_of and match is not None and base_name(symbol.name) == symbol.name:
+            if symbol in self.old_of or match is None or base_name(symbol.name) != symbol.name:
+                continue
+            if _may_continue(match, symbol):
                 self.old_of[symbol] = match
         left = [s for s in new if s not in self.old_of and not self.new.sections[s.section or 0].constant]
         for name in sorted({base_name(s.name) for s in left if base_name(s.name) != s.name}):
@@ -296,6 +299,9 @@ class Comparison:
                 detail = f"{self.new.label}: initial value of {old.name} ({a.name}) changes{size}"
                 kept = old.size == new.size and not (a.constant or b.constant)
                 self.data.append(ChangedData(reason, detail, kept))
+            if alignment(b, new) > alignment(a, old):
+                detail = f"{self.new.label}: alignment of {old.name}: {alignment(a, old)} -> {alignment(b, new)}"
+                self.data.append(ChangedData(Reason.CHANGED_LAYOUT, detail, kept=False))
         for new_items in self.new.variables.values():
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
@@ -316,6 +322,17 @@ class Comparison:
                         " a renamed variable would lose its value",
                         "keep the name of existing variables",
                     )
+
+
+def _may_continue(old: Symbol, new: Symbol) -> bool:
+    """Say whether a variable may be the one that was: of one kind, and either in a function (numbered) or not."""
+    numbered = [base_name(s.name) != s.name for s in (old, new)]
+    return base_name(old.name) == base_name(new.name) and old.kind == new.kind and numbered[0] == numbered[1]
+
+
+def alignment(section: Section, symbol: Symbol) -> int:
+    """Return what the object promises of the address of a variable, in bytes."""
+    return min(max(section.align, 1), symbol.value & -symbol.value or max(section.align, 1))
 
 
 def _static(which: ObjectFile, symbol: Symbol) -> Static:
