@@ -93,6 +93,16 @@ class Comparison:
             return old if same and not leads_into(self.new, new, set(self.changed)) else None
         return old
 
+    def is_there(self, old: Symbol) -> bool:
+        """Say whether the new object has a constant of that name, numbers aside, with the same content."""
+        a = self.old.sections[old.section or 0]
+        return any(
+            self._same_content(a, self.new.sections[index], old.value, old.size, new.value, new.size)
+            for index, items in self.new.variables.items()
+            for new in items
+            if base_name(new.name) == base_name(old.name)
+        )
+
     def parts(self, which: ObjectFile, name: str) -> tuple[Function, ...]:
         """Return the cold parts of a function; they have the name of its definition, which may be any alias."""
         names = which.functions[name].aliases

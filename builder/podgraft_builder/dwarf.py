@@ -79,11 +79,12 @@ class Debug:
     present: bool = False
     _read: dict[int, Layout] = field(default_factory=dict)
 
-    def layout(self, die: DIE) -> Layout:
-        """Return the layout of an entry, read once: most types have a name and a typedef."""
+    def note(self, name: str, die: DIE) -> None:
+        """Note the layout of a type, read once: most have a name and a typedef. Files joined by ld -r share names."""
         if die.offset not in self._read:
             self._read[die.offset] = layout_of(die)
-        return self._read[die.offset]
+        while self.layouts.setdefault(name, self._read[die.offset]) != self._read[die.offset]:
+            name += ", again"
 
 
 class Static(NamedTuple):
@@ -120,6 +121,8 @@ def _walk(parent: DIE, scope: str, debug: Debug) -> None:
             _walk(die, f"{scope}{name}::", debug)
         elif die.tag == "DW_TAG_subprogram" and name:
             _function(die, name, debug)
+        elif die.tag == "DW_TAG_subprogram" and "DW_AT_specification" in die.attributes:  # of a class or a namespace
+            _inside(die, linkage_of(declaration_of(die)), debug)
         elif die.tag == "DW_TAG_variable" and name and _is_static(die):
             debug.variables[name_of(die, "DW_AT_linkage_name") or f"{scope}{name}"] = _type(_target(die), 0)
 
@@ -129,7 +132,7 @@ def _note_type(die: DIE, scope: str, debug: Debug) -> None:
     name = name_of(die)
     if die.tag in _RECORDS and "DW_AT_declaration" not in die.attributes:
         if name:
-            debug.layouts[f"{_RECORDS[str(die.tag)]} {scope}{name}"] = debug.layout(die)
+            debug.note(f"{_RECORDS[str(die.tag)]} {scope}{name}", die)
         elif die.tag == "DW_TAG_enumeration_type":
             key = f"{NAMELESS} {scope}".rstrip()
             known = debug.layouts.get(key, Layout(NAMELESS, 0, ()))
@@ -137,7 +140,7 @@ def _note_type(die: DIE, scope: str, debug: Debug) -> None:
     elif die.tag == "DW_TAG_typedef" and name:
         target = _pointed_at(die)
         if target is not None and target.tag in _RECORDS and "DW_AT_declaration" not in target.attributes:
-            debug.layouts[f"typedef {scope}{name}"] = debug.layout(target)
+            debug.note(f"typedef {scope}{name}", target)
 
 
 def _pointed_at(die: DIE) -> DIE | None:

@@ -7,6 +7,7 @@ from podgraft_builder.closures import check_closures
 from podgraft_builder.compare import Comparison
 from podgraft_builder.dwarf import read_debug
 from podgraft_builder.flow import check_flow
+from podgraft_builder.given import check_given
 from podgraft_builder.identity import check_moves, check_names, check_new_definitions, check_running_names
 from podgraft_builder.objects import IFUNC, ObjectFile
 from podgraft_builder.running import RunningBinary
@@ -85,7 +86,7 @@ def _check_layouts(subject: Subject) -> None:
             raise Refusal(Reason.CHANGED_LAYOUT, f"{subject.label}: variable {name}: {before} -> {now}")
 
 
-_EVERY = (check_sections, check_names, check_new_definitions, check_compiler, check_hardening)
+_EVERY = (check_sections, check_given, check_names, check_new_definitions, check_compiler, check_hardening)
 _CHANGED = (
     _check_ifunc,
     check_removed_callers,

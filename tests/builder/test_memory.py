@@ -34,6 +34,11 @@ __attribute__((noinline)) int count(void) { @ return ++n; }
 __attribute__((noinline)) int read(int a) { return n++ + a ADDED; }
 int work(int a) { return count() + read(a); }
 """
+TWICE = ("", "{ static int n = 1; a *= n++; }")
+METHOD = "struct item { int f(int); };\nint item::f(int a) { %s }\nint work(int a) { item i; return i.f(a); }\n"
+JOINED = "struct item { int @; } *first;\nint work(int a) { if (first) first->used += a; return a; }\n"
+OTHER = "struct item { int x, y; } *second;\nint other(int a) { if (second) second->x += a; return a; }\n"
+JOIN = "for f in *.c; do gcc -O2 -fPIE -c $f; done; ld -r -o both.o lib.o other.o; gcc -pie -o prog main.o both.o"
 FLAGS = {"bit fields that change places, DWARF 4": "-gdwarf-4"}
 # name -> reason (None: becomes a bundle), text in which @ stands for what changes, old, new
 PAIRS: dict[str, tuple[Reason | None, str, str, str]] = {
@@ -71,6 +76,13 @@ PAIRS: dict[str, tuple[Reason | None, str, str, str]] = {
         "",
         "__attribute__((aligned(64)))",
     ),
+    "static of a method that changes its type": (
+        Reason.CHANGED_LAYOUT, METHOD % "static @ n; n += a; return n / 3;", "int", "float"
+    ),
+    "second static of one name in a method": (
+        Reason.CHANGED_LAYOUT, METHOD % "@ { static int n = 1; a += n++; } return a;", *TWICE
+    ),
+    "struct of one of two joined files": (Reason.CHANGED_LAYOUT, JOINED, "used, free", "free, used"),
     "static that hides another": (None, SHARED, "", "static int n;"),
 }  # fmt: skip
 
@@ -78,8 +90,14 @@ PAIRS: dict[str, tuple[Reason | None, str, str, str]] = {
 def build(project: Any, name: str) -> Any:
     _, text, old, new = PAIRS[name]
     project.command = COMMAND % FLAGS.get(name, "")
-    after = {"lib.c": text.replace("@", new).replace("ADDED", "+ 1")}
-    return project.build({"main.c": MAIN, "lib.c": text.replace("@", old).replace("ADDED", "")}, after)
+    files = {"main.c": MAIN}
+    if text is JOINED:
+        project.command, files["other.c"] = JOIN, OTHER
+    if "item::" in text:
+        project.command, files = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog *.cc", {"main.cc": MAIN}
+    file = "lib.cc" if "item::" in text else "lib.c"
+    after = {file: text.replace("@", new).replace("ADDED", "+ 1")}
+    return project.build({**files, file: text.replace("@", old).replace("ADDED", "")}, after)
 
 
 @pytest.mark.parametrize("name", PAIRS)
