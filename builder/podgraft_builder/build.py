@@ -22,7 +22,7 @@ from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, lost_objects, old_objects, unchanged_objects
-from podgraft_builder.reached import last_of_each, left_out, require_kept, require_seen, steering
+from podgraft_builder.reached import last_of_each, left_out, require_joined, require_kept, require_seen, steering
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
@@ -218,6 +218,7 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     for text in left_out(space.tree, patched, [*old, *new], records, fresh):
         progress(text)
     remade = _remade(forgotten, fresh)
+    require_joined(forgotten, remade, old, records)
     after = other_modules([*records, *fresh], binary, space.tree)
     check_modules(modules, after, remade, space.tree, verdict)
     return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])

@@ -6,6 +6,7 @@ from podgraft_builder import reloc
 from podgraft_builder.dwarf import NOBODYS, Static, read_statics
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
+from podgraft_builder.loose import Piece, loose_code, unsized_data
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -288,13 +289,24 @@ class Comparison:
                 )
 
     def _compare_loose_code(self) -> None:
-        """Code that belongs to no function symbol is assembler; it must stay as it is."""
+        """Code that belongs to no function is assembler, and so is data without a size; both must stay as they are."""
+        before: dict[str, list[Section]] = {}
+        for section in self.old.sections.values():
+            before.setdefault(section.name, []).append(section)
         for section in self.new.sections.values():
-            if not section.executable or not section.size or self.new.functions_in(section.index):
-                continue
-            same = [s for s in self.old.sections.values() if s.name == section.name and s.data == section.data]
-            if not same:
+            pieces = loose_code(self.new, section) if section.executable else []
+            if pieces and not any(self._same_loose_code(old, section, pieces) for old in before.get(section.name, ())):
                 raise Refusal(Reason.HAND_WRITTEN_ASM, f"{self.new.label}: {section.name} changes outside functions")
+        for name, symbol in unsized_data(self.old).items():
+            if not self.same_section(name):
+                detail = f"{self.new.label}: {name}, which holds {symbol}, changes"
+                self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
+
+    def _same_loose_code(self, old: Section, new: Section, pieces: list[Piece]) -> bool:
+        known = loose_code(self.old, old) if old.executable else []
+        return [end - start for start, end in known] == [end - start for start, end in pieces] and all(
+            self._content_equal(old, new, a[0], b[0], b[1] - b[0]) for a, b in zip(known, pieces, strict=True)
+        )
 
     def _compare_data(self) -> None:
         """Existing variables keep their size and initial value; constants may change where only new code sees them."""
@@ -320,6 +332,14 @@ class Comparison:
 
     def _compare_names(self) -> None:
         """A variable that goes while another of its size comes may be renamed: its value would be lost."""
+        common = {symbol.name for symbol in self.old.symbols if symbol.special == "SHN_COMMON"}
+        for item in self.new_variables:
+            if item.local and item.name in common:
+                raise Refusal(
+                    Reason.UNSUPPORTED_CHANGE,
+                    f"{self.new.label}: {item.name}, a common variable, becomes static: it would lose its value",
+                    "leave the declaration as it is",
+                )
         kept = set(self.old_of.values())
         for items in self.old.variables.values():
             for old in items:

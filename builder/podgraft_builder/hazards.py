@@ -49,6 +49,8 @@ def check_hazards(
                 verdict.collect(lambda check=check, subject=subject: check(subject))  # type: ignore[misc]
     check_moves(subjects)
     check_gone_callers(subjects)
+    for subject in subjects:
+        check_given(subject)
     return subjects
 
 
@@ -86,7 +88,7 @@ def _check_layouts(subject: Subject) -> None:
             raise Refusal(Reason.CHANGED_LAYOUT, f"{subject.label}: variable {name}: {before} -> {now}")
 
 
-_EVERY = (check_sections, check_given, check_names, check_new_definitions, check_compiler, check_hardening)
+_EVERY = (check_sections, check_names, check_new_definitions, check_compiler, check_hardening)
 _CHANGED = (
     _check_ifunc,
     check_removed_callers,

@@ -41,6 +41,28 @@ def require_seen(patched: set[str], old: list[Input], records: list[Record]) -> 
         )
 
 
+def require_joined(forgotten: list[Record], made: dict[str, bytes], old: list[Input], records: list[Record]) -> None:
+    """Refuse where an object that the build leaves alone may be part of what something else than a compiler made.
+
+    made: the hash of each such object -> what was compiled in its place.
+
+    Raises:
+        Refusal(UNSUPPORTED_CHANGE).
+    """
+    linked = {content_hash(item.data) for item in old}
+    compiled = {content_hash(r.copy.read_bytes()) for r in records if r.kind == "compile"}
+    foreign = [item for item in old if content_hash(item.data) not in compiled]
+    for record in forgotten:
+        known = content_hash(record.copy.read_bytes())
+        if foreign and known not in linked and content_hash(made.get(known, b"")) != known:
+            raise Refusal(
+                Reason.UNSUPPORTED_CHANGE,
+                f"{record.output.name} changes, which the build command did not make anew, and"
+                f" {foreign[0].path.name} was not made by a compiler alone: it may hold it",
+                "start from a clean source tree, and let the build command make all of it",
+            )
+
+
 def require_kept(link: Record) -> None:
     """Refuse a link that took objects which only the compiler's driver knew, and has deleted.
 

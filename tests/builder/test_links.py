@@ -136,6 +136,26 @@ PAIRS: dict[str, Pair] = {
         {"lib.c": plus(WRAPPED, "kept = malloc(a + 1);")},
         PLAIN + " -Wl,--wrap=malloc",
     ),
+    "dependencies asked of the preprocessor": Pair(
+        {"work", "more"},
+        {"Makefile": MAKE.replace("LIMIT -c", "-Wp,-MMD,.$*.d -c"), "gen.in": "", "limit.h": "#define LIMIT 4\n",
+         "lib.c": plus(LIB, "+"), "more.c": '#include "limit.h"\n' + MORE},
+        {"limit.h": "#define LIMIT 8\n", "lib.c": plus(LIB, "-")},
+        "make prog",
+    ),
+    "joined objects that are not made again": Pair(
+        Reason.UNSUPPORTED_CHANGE,
+        {"lib.c": plus(LIB, "+"), "more.c": "int more(int a) { return a / 3; }\n"},
+        {"lib.c": plus(LIB, "-"), "more.c": "int more(int a) { return a / 7; }\n"},
+        "set -e; for f in main lib; do gcc -O2 -fPIE -c $f.c; done;"
+        " test -f both.o || { gcc -O2 -fPIE -c more.c; ld -r -o both.o more.o; }; gcc -pie -o prog main.o lib.o both.o",
+    ),
+    "common variable that becomes static": Pair(
+        Reason.UNSUPPORTED_CHANGE,
+        {"lib.c": "int n;\nint work(int a) { n += a; return n; }\n"},
+        {"lib.c": "static int n;\nint work(int a) { n += 2 * a; return n; }\n"},
+        PLAIN.replace("-O2", "-O2 -fcommon"),
+    ),
     "function with another name whose signature changes": Pair(
         Reason.CHANGED_SIGNATURE, {"lib.c": plus(ALIAS, "int")}, {"lib.c": plus(ALIAS, "long")}
     ),
@@ -147,6 +167,46 @@ PAIRS: dict[str, Pair] = {
                   .replace("FIRST", "plain").replace("SECOND", "a, 0"), "more.c": CALLS},
     ),
 }  # fmt: skip
+
+RAW = "int raw(int), tick(int);\nint one(int a) { return a + 1; }\nint two(int a) { return a + 2; }\n"
+RAW += "int work(int a) { return raw(a) + tick(a); }\n"
+LIMIT = "extern int limit; int tick(int);\nint work(int a) { return limit + tick(a); }\n"
+# Assembler in a file of its own, beside a function that changes: name -> reason, text, what changes in it, its user
+ASSEMBLER: dict[str, tuple[Reason | set[str], str, tuple[str, str], str]] = {
+    "function without a size": (
+        Reason.HAND_WRITTEN_ASM, ".text; .globl raw; .type raw, STT_FUNC; raw: movl $@, %eax; ret", ("1", "2"), RAW
+    ),
+    "jump of a label": (Reason.HAND_WRITTEN_ASM, ".text; .globl raw; raw: jmp @", ("one", "two"), RAW),
+    "label behind a function": (
+        Reason.HAND_WRITTEN_ASM,
+        ".text; .type f, STT_FUNC; f: ret; .size f,.-f; .p2align 4; .globl raw; raw: movl $@, %eax; ret",
+        ("1", "2"),
+        RAW,
+    ),
+    "data with a label": (Reason.CHANGED_DATA, ".data; .globl limit; limit: .long @; .text", ("5", "6"), LIMIT),
+    "data without a size": (
+        Reason.CHANGED_DATA, ".data; .globl limit; .type limit, STT_OBJECT; limit: .long @; .text", ("5", "6"), LIMIT
+    ),
+    "code that stays": ({"tick"}, ".text; .globl raw; raw: movl $1, %eax; ret #@", ("1", "2"), RAW),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASSEMBLER)
+def test_assembler_beside_a_change(project: Any, name: str) -> None:
+    """What assembler defines without type or size is compared as well, though no function of its object changes."""
+    found, text, (old, new), user = ASSEMBLER[name]
+    raw = f'asm("{text}\\n");\n'
+    pair = Pair(
+        found,
+        {"lib.c": plus(TICK, "+"), "use.c": user, "raw.c": plus(raw, old)},
+        {"lib.c": plus(TICK, "-"), "raw.c": plus(raw, new)},
+    )
+    if isinstance(found, set):
+        assert {f.entry.symbol for f in build(project, pair).bundle.manifest.functions} == found
+        return
+    with pytest.raises(Refusal) as caught:
+        build(project, pair)
+    assert caught.value.reason is found, caught.value
 
 
 def build(project: Any, pair: Pair) -> Any:
