@@ -6,7 +6,7 @@ from podgraft_builder import reloc
 from podgraft_builder.dwarf import NOBODYS, Static, read_statics
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
-from podgraft_builder.loose import Piece, loose_code, unsized_data
+from podgraft_builder.loose import Piece, loose_code, numbers, unsized_data
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -300,6 +300,12 @@ class Comparison:
         for name, symbol in unsized_data(self.old).items():
             if not self.same_section(name):
                 detail = f"{self.new.label}: {name}, which holds {symbol}, changes"
+                self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
+
+        before_numbers, after = numbers(self.old), numbers(self.new)
+        for name in sorted(before_numbers.keys() & after.keys()):
+            if before_numbers[name] != after[name]:
+                detail = f"{self.new.label}: {name}: {before_numbers[name]:#x} -> {after[name]:#x}"
                 self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
 
     def _same_loose_code(self, old: Section, new: Section, pieces: list[Piece]) -> bool:

@@ -32,3 +32,8 @@ def unsized_data(which: ObjectFile) -> dict[str, str]:
         and symbol.kind in {"STT_NOTYPE", "STT_OBJECT"}
         and not (symbol.local or symbol.size or which.sections[symbol.section].executable)
     }
+
+
+def numbers(which: ObjectFile) -> dict[str, int]:
+    """Return the global symbols that are no places but numbers."""
+    return {s.name: s.value for s in which.symbols if s.special == "SHN_ABS" and not s.local}

@@ -72,6 +72,19 @@ int other(int a) { return handle(SECOND); }
 CALLS = "extern void *kept; void start(void);\nint work(int a) { start(); return ((int (*)(int))kept)(a); }\n"
 
 
+RAW = "int raw(int), tick(int);\nint one(int a) { return a + 1; }\nint two(int a) { return a + 2; }\n"
+RAW += "int work(int a) { return raw(a) + tick(a); }\n"
+LIMIT = "extern int limit; int tick(int);\nint work(int a) { return limit + tick(a); }\n"
+NUMBER = LIMIT.replace("int limit", "char limit[]").replace("limit +", "(long)limit +")
+NARROW = """
+__attribute__((noipa)) int narrow(int a) {
+    asm volatile("movb $limit, %%cl; addl $@, %0" : "+a"(a) : : "cx");
+    return a;
+}
+int work(int a) { return narrow(a); }
+"""
+
+
 def plus(text: str, sign: str) -> str:
     return text.replace("@", sign)
 
@@ -156,6 +169,19 @@ PAIRS: dict[str, Pair] = {
         {"lib.c": "static int n;\nint work(int a) { n += 2 * a; return n; }\n"},
         PLAIN.replace("-O2", "-O2 -fcommon"),
     ),
+    "number that is a symbol": Pair(
+        Reason.CHANGED_DATA,
+        {"lib.c": plus(TICK, "+"), "use.c": NUMBER,
+         "raw.c": 'asm(".globl limit; limit = 5");\n'},
+        {"lib.c": plus(TICK, "-"), "raw.c": 'asm(".globl limit; limit = 6");\n'},
+        "gcc -O2 -fno-pie -no-pie -o prog *.c",
+    ),
+    "change beside a narrow relocation": Pair(
+        Reason.UNRESOLVED_REFERENCE,
+        {"lib.c": plus(NARROW, "1"), "raw.c": 'asm(".globl limit; limit = 5");\n'},
+        {"lib.c": plus(NARROW, "2")},
+        "gcc -O2 -fno-pie -no-pie -o prog *.c",
+    ),
     "function with another name whose signature changes": Pair(
         Reason.CHANGED_SIGNATURE, {"lib.c": plus(ALIAS, "int")}, {"lib.c": plus(ALIAS, "long")}
     ),
@@ -168,9 +194,6 @@ PAIRS: dict[str, Pair] = {
     ),
 }  # fmt: skip
 
-RAW = "int raw(int), tick(int);\nint one(int a) { return a + 1; }\nint two(int a) { return a + 2; }\n"
-RAW += "int work(int a) { return raw(a) + tick(a); }\n"
-LIMIT = "extern int limit; int tick(int);\nint work(int a) { return limit + tick(a); }\n"
 # Assembler in a file of its own, beside a function that changes: name -> reason, text, what changes in it, its user
 ASSEMBLER: dict[str, tuple[Reason | set[str], str, tuple[str, str], str]] = {
     "function without a size": (
