@@ -14,7 +14,9 @@ _PAPERS = frozenset(
     [*("NEWS", "CHANGES", "CHANGELOG", "README", "AUTHORS", "THANKS", "TODO", "COPYING", "LICENSE", "00-RELEASENOTES")]
 )
 _RULES = frozenset(["CMakeLists.txt", "meson_options.txt"])
-_ASIDE = frozenset(["test", "tests", "testsuite", "t", "doc", "docs", "man", "examples", ".github"])
+_ASIDE = frozenset(
+    ["test", "tests", "testsuite", "testdata", "testcode", "t", "doc", "docs", "man", "examples", ".github"]
+)
 
 
 def last_of_each(records: list[Record]) -> list[Record]:
