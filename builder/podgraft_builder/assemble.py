@@ -162,7 +162,7 @@ class Assembly:
         if variable is not None:
             old = comparison.continued(variable)
             if old is not None:
-                symbol = self.references.variable(label, old)
+                symbol = self.references.variable(label, old, item.type)
                 return symbol, place.offset - variable.value - bias
             if variable.bind in WEAK and self._runs(variable.name):
                 # An inline variable of C++ that another object brought into the running binary.
@@ -202,6 +202,9 @@ class Assembly:
         # Jump tables and .eh_frame speak of places inside a function, also where that is its first byte.
         inside = not entry or call or (not source.executable and item.type == reloc.R_PC32)
         unit = comparison.changed.get(parent)
+        if not inside and function.weak and parent in comparison.new_functions and self._runs(function.name):
+            # Its address is what the program knows it by, as std::any does.
+            return self.references.external(label, function.name, reloc.R_64, call=False), -bias
         if (unit is not None and inside) or parent in comparison.new_functions:
             return self._include(label, function.section), place.offset - bias
         if unit is not None:
@@ -221,6 +224,8 @@ class Assembly:
                     return self._include(other, function.section), function.start + item.addend
                 if unit is not None:
                     return self.references.function(other, unit.old, original=True), item.addend
+                if comparison.old.functions[function.name].local:  # it runs under a name that nobody else knew
+                    return self.references.function(other, comparison.old.functions[function.name]), item.addend
             for symbol in comparison.new_variables:
                 if symbol.name == name and not symbol.local:
                     return self._include(other, symbol.section or 0), symbol.value + item.addend

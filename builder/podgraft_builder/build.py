@@ -17,17 +17,18 @@ from podgraft_builder.grounds import grounds_of
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.hooks import HookFunction, find_hooks
 from podgraft_builder.identify import identify
+from podgraft_builder.lost import check_lost_names
 from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
-from podgraft_builder.pairs import Pair, compare_pairs, old_objects, unchanged_objects
-from podgraft_builder.reached import last_of_each, left_out, require_seen
+from podgraft_builder.pairs import Pair, compare_pairs, lost_objects, old_objects, unchanged_objects
+from podgraft_builder.reached import last_of_each, left_out, require_joined, require_kept, require_seen, steering
 from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
 from podgraft_builder.verdict import Verdict
-from podgraft_builder.workspace import Workspace
+from podgraft_builder.workspace import Workspace, patched_names
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Hook, Manifest, Module, ObjectFile, Range, ReplacedFunction, version_for
@@ -92,7 +93,9 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     try:
         if running.partial:
             progress(identify(running, old_objects(pairs)))
-        subjects = check_hazards(comparisons, cache(lambda: unchanged_objects(pairs)), running, verdict)
+        unchanged = cache(lambda: unchanged_objects(pairs))
+        subjects = check_hazards(comparisons, unchanged, running, verdict)
+        check_lost_names(comparisons, lost_objects(pairs), unchanged, verdict)
         hooks = find_hooks(comparisons, verdict)
         verdict.settle()
         _require_change(comparisons)
@@ -178,7 +181,7 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     records = space.restore()
     if records is None:
         progress("old build, one section per function")
-        records = _old_build(space, options)
+        records = _whole_build(space, options, "old")
         space.keep()
     else:
         progress("old build: the one that is kept from an earlier patch")
@@ -190,42 +193,55 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
             f"{options.binary} was made without a compiler call that podgraft could see",
             "call the compiler by name (gcc, cc, clang), not by a path",
         )
-    old = inputs_of(old_link, space.tree, records)
+    require_kept(old_link)
+    old = inputs_of(old_link, space.tree, records, records)
     modules = other_modules(records, binary, space.tree)
-    progress("new build, what the patch touches")
-    patched = {str(path.resolve()) for path in space.apply_patch(options.patch)}
+    names = [Path(name) for name in patched_names(options.patch)]
+    steers = steering(names, records, space.tree)
+    patched = {str((space.tree / name).resolve()) for name in names}
     with reading_ahead([(item.label(space.tree), item.data) for item in touched(old, records, patched)]):
-        fresh = space.build("new")
+        if steers is None:
+            progress("new build, what the patch touches")
+            space.apply_patch(options.patch)
+            fresh = space.build("new")
+        else:
+            progress(f"new build, all of it: {steers} may decide what is built, and how")
+            fresh = _whole_build(space, options, "new", options.patch)
     done = {item.output for item in fresh if item.kind == "compile"}
     forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
     if forgotten:
         fresh = space.replay(forgotten, "new")
-    names = [Path(name).relative_to(space.tree.resolve()) for name in sorted(patched)]
     require_copies([*records, *fresh], space.source, names)
     require_seen(patched, old, [*records, *fresh])
     new_link = link_of(fresh, binary)
-    new = inputs_of(new_link or old_link, space.tree, [*records, *fresh])
+    new = inputs_of(new_link or old_link, space.tree, [*records, *fresh], fresh if new_link else [])
     for text in left_out(space.tree, patched, [*old, *new], records, fresh):
         progress(text)
     remade = _remade(forgotten, fresh)
+    require_joined(forgotten, remade, old, records)
     after = other_modules([*records, *fresh], binary, space.tree)
     check_modules(modules, after, remade, space.tree, verdict)
     return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])
 
 
-def _old_build(space: Workspace, options: Options) -> list[Record]:
-    space.copy_tree()
+def _whole_build(space: Workspace, options: Options, name: str, patch: Path | None = None) -> list[Record]:
+    """Build from a fresh copy of the tree, which may hold what was built in place."""
     stale = (options.source / options.binary).exists()
-    try:
+
+    def attempt(*, archives: bool) -> list[Record]:
+        space.copy_tree()
         if stale:
-            space.clean(archives=True)
-        return space.build("old")
+            space.clean(archives=archives)
+        if patch is not None:
+            space.apply_patch(patch)
+        return space.build(name)
+
+    try:
+        return attempt(archives=True)
     except Refusal:
         if not stale:
             raise
-        space.copy_tree()  # some build systems never make their archives again
-        space.clean(archives=False)
-        return space.build("old")
+        return attempt(archives=False)  # some build systems never make their archives again
 
 
 def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:
@@ -237,7 +253,7 @@ def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:
 def _pairs(space: Workspace, old: list[Input], new: list[Input]) -> list[Pair]:
     before = {item.label(space.tree): item.data for item in old}
     after = {item.label(space.tree): item.data for item in new}
-    return [Pair(label, before.get(label), data) for label, data in sorted(after.items())]
+    return [Pair(label, before.get(label), after.get(label)) for label in sorted(before.keys() | after.keys())]
 
 
 def _require_binary(path: Path, options: Options) -> None:

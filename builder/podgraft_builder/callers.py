@@ -1,5 +1,6 @@
 """Callers that were compiled for the old function and are not replaced: by pointer, from outside, or gone."""
 
+import re
 from collections.abc import Iterator
 
 from iced_x86 import Register
@@ -10,17 +11,25 @@ from podgraft_builder.objects import Function, ObjectFile, Place, place_of
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
+_CLONE = re.compile(r"\.(isra|constprop|part)\.")  # what GCC makes of a function for some of its callers
+_INTEGERS = ("char", "short int", "int", "long int", "long long int")
+# Types that are returned in rax or xmm0, by the names that GCC gives them in debug information.
+_IN_REGISTER = frozenset({"_Bool", "bool", "float", "double", "short unsigned int", "long unsigned int"}) | {
+    *(_INTEGERS),
+    *("unsigned char", "signed char", "unsigned int", "long long unsigned int"),
+}
+
 
 def check_signatures(subject: Subject) -> None:
     """A changed signature is safe where all callers were compiled with it: not through pointers, not from outside."""
     for unit in subject.units:
-        before, after = subject.old.signatures.get(unit.name), subject.new.signatures.get(unit.name)
+        before, after = subject.signatures(unit)
         if before is not None and after is not None and not _compatible(before, after):
             where = _unpatched_use(subject, unit)
             if where is not None:
                 detail = f"{subject.label}: {unit.name}: {before} -> {after}; {where}"
                 subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
-        if unit.name in subject.old.noreturn - subject.new.noreturn:
+        if subject.old.noreturn & set(unit.old.aliases) and not subject.new.noreturn & set(unit.new.aliases):
             where = _unpatched_use(subject, unit)
             if where is not None:
                 detail = f"{subject.label}: {unit.name} never returned and does now; {where}"
@@ -29,36 +38,40 @@ def check_signatures(subject: Subject) -> None:
 
 def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
     running = subject.running
-    if running is not None and not unit.old.local and unit.old.name in running.exported:
+    if running is not None and not unit.old.local and running.exported & set(unit.old.aliases):
         return "it is exported to shared objects"
     where = _pointer_taken(subject.comparison, unit, [*subject.others(), subject.comparison.old])
-    return f"unpatched code has its address ({where})" if where is not None else None
+    return f"old code has taken its address ({where})" if where is not None else None
 
 
 def _compatible(before: str, after: str) -> bool:
-    """Old callers ignore what a function returns in a register that returned nothing; an aggregate needs a place."""
+    """Old callers ignore what a function returns in a register that returned nothing.
+
+    All else needs a place from the caller, or (long double) has to be taken away by it (psABI x86-64, 3.2.3).
+    """
     same_arguments = before.partition("(")[2] == after.partition("(")[2]
-    aggregate = after.partition("(")[0].startswith(("struct ", "union ", "class "))
-    return before == after or (before.startswith("void (") and same_arguments and not aggregate)
+    result = after.partition(" (")[0]
+    in_register = result.endswith("*") or result.startswith("enum ") or result in _IN_REGISTER
+    return before == after or (before.startswith("void (") and same_arguments and in_register)
 
 
 def _pointer_taken(comparison: Comparison, unit: Changed, objects: list[ObjectFile]) -> str | None:
     for which in objects:
         if which is comparison.old:
-            where = address_taken(which, unit.old, without=set(comparison.changed))
+            where = address_taken(which, unit.old)  # code that is replaced has run, and may have stored it
         elif unit.old.local:
             continue
         else:
-            where = _named(which, unit.old.name)
+            where = next((w for name in unit.old.aliases if (w := _named(which, name))), None)
         if where is not None:
             return f"{which.label}: {where}"
     return None
 
 
-def address_taken(which: ObjectFile, function: Function, without: set[str]) -> str | None:
-    """Return which section takes the address of a function, functions in `without` left out."""
+def address_taken(which: ObjectFile, function: Function, without: frozenset[int] = frozenset()) -> str | None:
+    """Return which section takes the address of a function, those with the numbers in `without` left out."""
     for section in which.sections.values():
-        if section.name == ".eh_frame" or any(f.name in without for f in which.functions_in(section.index)):
+        if section.name in {".eh_frame", "__patchable_function_entries"} or section.index in without:
             continue
         calls = which.branch_fields(section.index)
         for item, place in which.places_of(section.index):
@@ -106,10 +119,15 @@ def removed_functions(comparison: Comparison) -> list[Function]:
 
 
 def check_gone_callers(subjects: list[Subject]) -> None:
-    """A function that the new source lacks and that may still run must not call one whose signature changes."""
+    """A function that the new source lacks and that may still run must not call one whose signature changes.
+
+    Clones have no signature: what they take, and what they are made for, is between them and callers made with them.
+    """
     for subject in subjects:
         for unit in subject.units:
-            before, after = subject.old.signatures.get(unit.name), subject.new.signatures.get(unit.name)
+            before, after = subject.signatures(unit)
+            if _CLONE.search(unit.name):
+                before, after = f"{unit.name} as it was", "another clone"
             if before is None or after is None or _compatible(before, after):
                 continue
             for other in subjects:
@@ -127,7 +145,7 @@ def check_gone_callers(subjects: list[Subject]) -> None:
 def may_run(comparison: Comparison, function: Function) -> bool:
     """Say whether a removed function can still be entered: known outside its object, or by its address."""
     parent = comparison.old.functions.get(function.name.partition(".cold")[0], function)
-    return not parent.local or address_taken(comparison.old, parent, set()) is not None
+    return not parent.local or address_taken(comparison.old, parent) is not None
 
 
 def check_removed_callers(subject: Subject) -> None:

@@ -6,6 +6,7 @@ from podgraft_builder import reloc
 from podgraft_builder.dwarf import NOBODYS, Static, read_statics
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
+from podgraft_builder.loose import Piece, loose_code, numbers, unsized_data
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -89,8 +90,19 @@ class Comparison:
         a, b = self.old.sections[old.section or 0], self.new.sections[new.section or 0]
         if a.constant and b.constant and new.local:
             same = self._same_content(a, b, old.value, old.size, new.value, new.size)
+            same = same and alignment(b, new) <= alignment(a, old)
             return old if same and not leads_into(self.new, new, set(self.changed)) else None
         return old
+
+    def is_there(self, old: Symbol) -> bool:
+        """Say whether the new object has a constant of that name, numbers aside, with the same content."""
+        a = self.old.sections[old.section or 0]
+        return any(
+            self._same_content(a, self.new.sections[index], old.value, old.size, new.value, new.size)
+            for index, items in self.new.variables.items()
+            for new in items
+            if base_name(new.name) == base_name(old.name)
+        )
 
     def parts(self, which: ObjectFile, name: str) -> tuple[Function, ...]:
         """Return the cold parts of a function; they have the name of its definition, which may be any alias."""
@@ -172,7 +184,7 @@ class Comparison:
         x, y = self.old.variable_at(old), self.new.variable_at(new)
         if x is None or y is None:
             return x is y and old.offset == new.offset and self._same_content(a, b, 0, a.size, 0, b.size)
-        if base_name(x.name) != base_name(y.name) or old.offset - x.value != new.offset - y.value:
+        if not _may_continue(x, y) or old.offset - x.value != new.offset - y.value:
             return False
         if a.constant and b.constant and x.local:
             same = self._same_content(a, b, x.value, x.size, y.value, y.size)
@@ -223,7 +235,9 @@ class Comparison:
         taken = set(self.old_of.values())
         for symbol in new:
             match = old.get(symbol.name)
-            if symbol not in self.old_of and match is not None and base_name(symbol.name) == symbol.name:
+            if symbol in self.old_of or match is None or base_name(symbol.name) != symbol.name:
+                continue
+            if _may_continue(match, symbol):
                 self.old_of[symbol] = match
         left = [s for s in new if s not in self.old_of and not self.new.sections[s.section or 0].constant]
         for name in sorted({base_name(s.name) for s in left if base_name(s.name) != s.name}):
@@ -275,13 +289,30 @@ class Comparison:
                 )
 
     def _compare_loose_code(self) -> None:
-        """Code that belongs to no function symbol is assembler; it must stay as it is."""
+        """Code that belongs to no function is assembler, and so is data without a size; both must stay as they are."""
+        before: dict[str, list[Section]] = {}
+        for section in self.old.sections.values():
+            before.setdefault(section.name, []).append(section)
         for section in self.new.sections.values():
-            if not section.executable or not section.size or self.new.functions_in(section.index):
-                continue
-            same = [s for s in self.old.sections.values() if s.name == section.name and s.data == section.data]
-            if not same:
+            pieces = loose_code(self.new, section) if section.executable else []
+            if pieces and not any(self._same_loose_code(old, section, pieces) for old in before.get(section.name, ())):
                 raise Refusal(Reason.HAND_WRITTEN_ASM, f"{self.new.label}: {section.name} changes outside functions")
+        for name, symbol in unsized_data(self.old).items():
+            if not self.same_section(name):
+                detail = f"{self.new.label}: {name}, which holds {symbol}, changes"
+                self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
+
+        before_numbers, after = numbers(self.old), numbers(self.new)
+        for name in sorted(before_numbers.keys() & after.keys()):
+            if before_numbers[name] != after[name]:
+                detail = f"{self.new.label}: {name}: {before_numbers[name]:#x} -> {after[name]:#x}"
+                self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
+
+    def _same_loose_code(self, old: Section, new: Section, pieces: list[Piece]) -> bool:
+        known = loose_code(self.old, old) if old.executable else []
+        return [end - start for start, end in known] == [end - start for start, end in pieces] and all(
+            self._content_equal(old, new, a[0], b[0], b[1] - b[0]) for a, b in zip(known, pieces, strict=True)
+        )
 
     def _compare_data(self) -> None:
         """Existing variables keep their size and initial value; constants may change where only new code sees them."""
@@ -296,6 +327,9 @@ class Comparison:
                 detail = f"{self.new.label}: initial value of {old.name} ({a.name}) changes{size}"
                 kept = old.size == new.size and not (a.constant or b.constant)
                 self.data.append(ChangedData(reason, detail, kept))
+            if alignment(b, new) > alignment(a, old):
+                detail = f"{self.new.label}: alignment of {old.name}: {alignment(a, old)} -> {alignment(b, new)}"
+                self.data.append(ChangedData(Reason.CHANGED_LAYOUT, detail, kept=False))
         for new_items in self.new.variables.values():
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
@@ -304,6 +338,14 @@ class Comparison:
 
     def _compare_names(self) -> None:
         """A variable that goes while another of its size comes may be renamed: its value would be lost."""
+        common = {symbol.name for symbol in self.old.symbols if symbol.special == "SHN_COMMON"}
+        for item in self.new_variables:
+            if item.local and item.name in common:
+                raise Refusal(
+                    Reason.UNSUPPORTED_CHANGE,
+                    f"{self.new.label}: {item.name}, a common variable, becomes static: it would lose its value",
+                    "leave the declaration as it is",
+                )
         kept = set(self.old_of.values())
         for items in self.old.variables.values():
             for old in items:
@@ -316,6 +358,17 @@ class Comparison:
                         " a renamed variable would lose its value",
                         "keep the name of existing variables",
                     )
+
+
+def _may_continue(old: Symbol, new: Symbol) -> bool:
+    """Say whether a variable may be the one that was: of one kind, and either in a function (numbered) or not."""
+    numbered = [base_name(s.name) != s.name for s in (old, new)]
+    return base_name(old.name) == base_name(new.name) and old.kind == new.kind and numbered[0] == numbered[1]
+
+
+def alignment(section: Section, symbol: Symbol) -> int:
+    """Return what the object promises of the address of a variable, in bytes."""
+    return min(max(section.align, 1), symbol.value & -symbol.value or max(section.align, 1))
 
 
 def _static(which: ObjectFile, symbol: Symbol) -> Static:

@@ -19,7 +19,9 @@ _RECORDS = {
     "DW_TAG_union_type": "union",
     "DW_TAG_enumeration_type": "enum",
 }
+NAMELESS = "enum without a name"  # all of one scope together
 _QUALIFIERS = {"DW_TAG_const_type", "DW_TAG_volatile_type", "DW_TAG_restrict_type", "DW_TAG_atomic_type"}
+_POINTERS = {"DW_TAG_pointer_type", "DW_TAG_reference_type", "DW_TAG_rvalue_reference_type"}
 _DEEP = 24
 
 
@@ -36,8 +38,11 @@ class Layout:
         if self.size != new.size:
             return f"size {self.size} -> {new.size}"
         if self.kind == "enum":
-            values = {name: value for name, value, _ in new.members}
-            moved = [n for n, value, _ in self.members if values.get(n, value) != value]
+            moved = [name for name, value in self._moved(new)]
+            return f"value of {moved[0]} changes" if moved else None
+        if self.kind == NAMELESS:  # a lone constant, such as a limit, may change; a value must not change its meaning
+            taken = {value: name for name, value, _ in new.members}
+            moved = [name for name, value in self._moved(new) if value in taken]
             return f"value of {moved[0]} changes" if moved else None
         places = {name: place for name, *place in new.members if name}
         moved = [n for n, *place in self.members if n and places.get(n, place) != place]
@@ -48,6 +53,13 @@ class Layout:
             first = next((f"{a[0]} ({a[2]}) -> {b[0]} ({b[2]})" for a, b in pairs if a[1:] != b[1:]), None)
             return first or f"{len(self.members)} members -> {len(new.members)}"
         return None
+
+    def _moved(self, new: "Layout") -> list[tuple[str, int]]:
+        """Return the enumerators, with their values, that have another value now."""
+        values: dict[str, set[int]] = {}
+        for name, value, _ in new.members:
+            values.setdefault(name, set()).add(value)
+        return [(name, value) for name, value, _ in self.members if name in values and value not in values[name]]
 
 
 @dataclass
@@ -65,6 +77,14 @@ class Debug:
     cpp: bool = False
     assembler: bool = False
     present: bool = False
+    _read: dict[int, Layout] = field(default_factory=dict)
+
+    def note(self, name: str, die: DIE) -> None:
+        """Note the layout of a type, read once: most have a name and a typedef. Files joined by ld -r share names."""
+        if die.offset not in self._read:
+            self._read[die.offset] = layout_of(die)
+        while self.layouts.setdefault(name, self._read[die.offset]) != self._read[die.offset]:
+            name += ", again"
 
 
 class Static(NamedTuple):
@@ -79,7 +99,7 @@ NOBODYS = Static("", 0)
 
 @lru_cache(maxsize=KEPT)
 def read_debug(which: ObjectFile) -> Debug:
-    """Read the types and signatures at file scope of an object; types inside functions are left out."""
+    """Read the types, signatures and static variables of an object, also those inside functions."""
     debug = Debug(present=bool(which.debug.units))
     for unit in which.debug.units:
         top = unit.get_top_DIE()
@@ -96,21 +116,39 @@ def read_debug(which: ObjectFile) -> Debug:
 def _walk(parent: DIE, scope: str, debug: Debug) -> None:
     for die in parent.iter_children():
         name = name_of(die)
-        if die.tag in _RECORDS:
-            if name and "DW_AT_declaration" not in die.attributes:
-                debug.layouts[f"{_RECORDS[str(die.tag)]} {scope}{name}"] = layout_of(die)
-            if name:
-                _walk(die, f"{scope}{name}::", debug)
-        elif die.tag == "DW_TAG_typedef" and name:
-            target = _target(die)
-            if target is not None and target.tag in _RECORDS and not name_of(target):
-                debug.layouts[f"typedef {scope}{name}"] = layout_of(target)
-        elif die.tag == "DW_TAG_namespace":
+        _note_type(die, scope, debug)
+        if (die.tag in _RECORDS and name) or die.tag == "DW_TAG_namespace":
             _walk(die, f"{scope}{name}::", debug)
         elif die.tag == "DW_TAG_subprogram" and name:
             _function(die, name, debug)
+        elif die.tag == "DW_TAG_subprogram" and "DW_AT_specification" in die.attributes:  # of a class or a namespace
+            _inside(die, linkage_of(declaration_of(die)), debug)
         elif die.tag == "DW_TAG_variable" and name and _is_static(die):
             debug.variables[name_of(die, "DW_AT_linkage_name") or f"{scope}{name}"] = _type(_target(die), 0)
+
+
+def _note_type(die: DIE, scope: str, debug: Debug) -> None:
+    """Note the layout of what a scope declares: records by name or by typedef, enumerations also without one."""
+    name = name_of(die)
+    if die.tag in _RECORDS and "DW_AT_declaration" not in die.attributes:
+        if name:
+            debug.note(f"{_RECORDS[str(die.tag)]} {scope}{name}", die)
+        elif die.tag == "DW_TAG_enumeration_type":
+            key = f"{NAMELESS} {scope}".rstrip()
+            known = debug.layouts.get(key, Layout(NAMELESS, 0, ()))
+            debug.layouts[key] = Layout(NAMELESS, 0, known.members + layout_of(die).members)
+    elif die.tag == "DW_TAG_typedef" and name:
+        target = _pointed_at(die)
+        if target is not None and target.tag in _RECORDS and "DW_AT_declaration" not in target.attributes:
+            debug.note(f"typedef {scope}{name}", target)
+
+
+def _pointed_at(die: DIE) -> DIE | None:
+    """Return what a typedef is of, or of pointers to, or of arrays of."""
+    target = _target(die)
+    while target is not None and target.tag in {*_POINTERS, *_QUALIFIERS, "DW_TAG_array_type"}:
+        target = _target(target)
+    return target
 
 
 def _function(die: DIE, name: str, debug: Debug) -> None:
@@ -118,18 +156,19 @@ def _function(die: DIE, name: str, debug: Debug) -> None:
     debug.signatures.setdefault(linked, _signature(die))
     if "DW_AT_noreturn" in die.attributes:
         debug.noreturn.add(linked)
-    _static_types(die, name, debug)
+    _inside(die, name, debug)
 
 
-def _static_types(parent: DIE, owner: str, debug: Debug) -> None:
-    """Note the types of the static variables of a function; those of one name are told together."""
+def _inside(parent: DIE, owner: str, debug: Debug) -> None:
+    """Note types that a function declares, and those of its static variables; those of one name are told together."""
     for die in parent.iter_children():
+        _note_type(die, f"{owner}::", debug)
         if die.tag == "DW_TAG_variable" and name_of(die) and _is_static(die):
             key, text = f"{owner}::{name_of(die)}", _type(_target(die), 0)
             known = debug.variables.get(key)
             debug.variables[key] = text if known is None else f"{known}, {text}"
         elif die.tag == "DW_TAG_lexical_block":
-            _static_types(die, owner, debug)
+            _inside(die, owner, debug)
 
 
 def _is_static(die: DIE) -> bool:
@@ -155,7 +194,13 @@ def _bits(member: DIE) -> int:
     """Return where a member starts, in bits."""
     if "DW_AT_data_bit_offset" in member.attributes:
         return number_of(member, "DW_AT_data_bit_offset")
-    return 8 * number_of(member, "DW_AT_data_member_location")
+    start = 8 * number_of(member, "DW_AT_data_member_location")
+    if (
+        "DW_AT_bit_offset" in member.attributes
+    ):  # from the most significant bit of the unit that holds it (DWARF 3, 5.5.6)
+        unit = 8 * (number_of(member, "DW_AT_byte_size") or number_of(_target(member) or member, "DW_AT_byte_size"))
+        return start + unit - number_of(member, "DW_AT_bit_offset") - number_of(member, "DW_AT_bit_size")
+    return start
 
 
 def _signature(die: DIE) -> str:
@@ -173,7 +218,7 @@ def _type(die: DIE | None, depth: int) -> str:  # noqa: PLR0911 (a table of kind
         return "void"
     if die.tag in _QUALIFIERS:
         return _type(_target(die), depth + 1)
-    if die.tag in {"DW_TAG_pointer_type", "DW_TAG_reference_type", "DW_TAG_rvalue_reference_type"}:
+    if die.tag in _POINTERS:
         return _type(_target(die), depth + 1) + "*"
     if die.tag == "DW_TAG_array_type":
         return _type(_target(die), depth + 1) + "".join(_dimensions(die))
@@ -184,7 +229,8 @@ def _type(die: DIE | None, depth: int) -> str:  # noqa: PLR0911 (a table of kind
         return f"{_RECORDS[str(die.tag)]} {name}" if name else str(layout_of(die).members)
     if die.tag == "DW_TAG_typedef":
         target = _target(die)
-        return name_of(die) if target is not None and target.tag in _RECORDS else _type(target, depth + 1)
+        nameless = target is not None and target.tag in _RECORDS and not name_of(target)
+        return name_of(die) if nameless else _type(target, depth + 1)
     return name_of(die) or str(die.tag)
 
 

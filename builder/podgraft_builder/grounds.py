@@ -13,7 +13,7 @@ def grounds_of(subjects: list[Subject]) -> Iterator[str]:
     changed = [subject for subject in subjects if subject.comparison.changed]
     for subject in changed:
         for unit in subject.units:
-            before, after = subject.old.signatures.get(unit.name), subject.new.signatures.get(unit.name)
+            before, after = subject.signatures(unit)
             if before != after and before is not None and after is not None:
                 yield f"{subject.label}: {unit.name}: {before} -> {after}: {_callers(unit, subject, subjects)}"
         if subject.comparison.new_functions or subject.comparison.new_variables:

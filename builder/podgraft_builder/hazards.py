@@ -7,6 +7,7 @@ from podgraft_builder.closures import check_closures
 from podgraft_builder.compare import Comparison
 from podgraft_builder.dwarf import read_debug
 from podgraft_builder.flow import check_flow
+from podgraft_builder.given import check_given
 from podgraft_builder.identity import check_moves, check_names, check_new_definitions, check_running_names
 from podgraft_builder.objects import IFUNC, ObjectFile
 from podgraft_builder.running import RunningBinary
@@ -48,6 +49,8 @@ def check_hazards(
                 verdict.collect(lambda check=check, subject=subject: check(subject))  # type: ignore[misc]
     check_moves(subjects)
     check_gone_callers(subjects)
+    for subject in subjects:
+        check_given(subject)
     return subjects
 
 

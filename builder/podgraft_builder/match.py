@@ -210,8 +210,10 @@ class Proof:
             if filled is not None and filled[0] != name:
                 raise Mismatch(f"GOT slot of {filled[0]} where {name} was built")
             return
-        if item.type == reloc.R_GOTTPOFF:
-            return  # relaxed to an immediate (psABI section 4.4.3, IE -> LE): the variable is checked by its name
+        if item.type == reloc.R_GOTTPOFF:  # relaxed to an immediate or an offset (psABI section 4.4.3, IE -> LE)
+            constant = y.op_count > 1 and y.op1_kind in IMMEDIATES
+            self._check_thread_local(item, y.immediate(1) if constant else y.memory_displacement, 0)
+            return
         place = Place(item.symbol, item.symbol.section, item.symbol.value, item.symbol.value)
         direct = y.near_branch_target if is_branch(y) else target
         if direct is None and y.op_count > 1 and y.op1_kind in IMMEDIATES:
@@ -223,7 +225,8 @@ class Proof:
     def _learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
         """Note where a reference leads; a second, other answer is a mismatch."""
         if item.type == reloc.R_TPOFF32:
-            return  # an existing variable has one offset, checked by its name
+            self._check_thread_local(item, value, item.addend)
+            return
         if place.section is None:
             self._learn_name(item.symbol.name, value - place.offset)
             return
@@ -245,6 +248,16 @@ class Proof:
             if section.constant and not section.executable:
                 tables.append(place)
 
+    def _check_thread_local(self, item: Relocation, value: int, addend: int) -> None:
+        """An existing variable has one distance from the thread pointer, in 32 bits; its symbol tells which."""
+        name = item.symbol.name
+        known = [n for n in self.running.by_name.get(name, []) if n.kind == "STT_TLS"]
+        if item.symbol.local:
+            known = [n for n in known if n.file == self.object.source]
+        offsets = {offset + addend for n in known if (offset := self.running.tpoff(n)) is not None}
+        if offsets and not any((value - offset) % (1 << 32) == 0 for offset in offsets):
+            raise Mismatch(f"thread-local {name} was built, another variable runs")
+
     def _learn_name(self, name: str, address: int) -> None:
         if self.names.setdefault(name, address) != address:
             raise Mismatch(f"{name} is at {address:#x} and at {self.names[name]:#x}")
@@ -261,6 +274,9 @@ class Proof:
             same = [n for n in self.running.by_name.get(symbol.name, []) if n.kind == symbol.kind]
             if same and not any(n.address == address + symbol.value for n in same):
                 raise Mismatch(f"{symbol.name} is not at {address + symbol.value:#x}")
+            sizes = {n.size for n in same if n.address == address + symbol.value}
+            if sizes and symbol.size not in sizes:
+                raise Mismatch(f"{symbol.name} has {symbol.size} bytes as built, and {min(sizes)} where it runs")
         for function in self.object.functions_in(index):
             names = self.running.by_name.get(function.name, [])
             if names and not any(n.address == address + function.start for n in names):

@@ -22,7 +22,7 @@ def other_modules(records: list[Record], binary: Path, tree: Path) -> Modules:
     others = [output for output in sorted(links) if output.is_file() and _is_elf(output)]
     if _is_program(binary):
         others = _loaded_by(binary, [output for output in others if not _is_program(output)])
-    return {output: inputs_of(links[output], tree, records) for output in others}
+    return {output: inputs_of(links[output], tree, records, []) for output in others}
 
 
 def _loaded_by(program: Path, libraries: list[Path]) -> list[Path]:

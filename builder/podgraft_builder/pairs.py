@@ -13,18 +13,18 @@ EMPTY = "(none)"
 
 @dataclass(frozen=True)
 class Pair:
-    """One object of the binary before (None: a new file) and after."""
+    """One object of the binary before (None: a new file) and after (None: it is not linked any more)."""
 
     label: str
     old: bytes | None
-    new: bytes
+    new: bytes | None
 
 
 def compare_pairs(pairs: list[Pair]) -> dict[str, Comparison]:
     """Compare what differs; the result has one comparison per object that is not the same byte for byte."""
     found = {}
     for pair in pairs:
-        if pair.old == pair.new:
+        if pair.old == pair.new or pair.new is None:
             continue
         new = ObjectFile(pair.label, pair.new)
         if pair.old is None:
@@ -44,7 +44,12 @@ def old_objects(pairs: list[Pair]) -> list[ObjectFile]:
 
 def unchanged_objects(pairs: list[Pair]) -> list[ObjectFile]:
     """Return the objects of the binary that are the same byte for byte."""
-    return [ObjectFile(pair.label, pair.new) for pair in pairs if pair.old == pair.new]
+    return [ObjectFile(pair.label, pair.new) for pair in pairs if pair.new is not None and pair.old == pair.new]
+
+
+def lost_objects(pairs: list[Pair]) -> list[ObjectFile]:
+    """Return the objects of the old binary that the new one lacks."""
+    return [ObjectFile(pair.label, pair.old) for pair in pairs if pair.old is not None and pair.new is None]
 
 
 def read_folders(old: Path, new: Path) -> list[Pair]:

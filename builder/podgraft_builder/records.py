@@ -81,17 +81,26 @@ def link_of(records: list[Record], binary: Path) -> Record | None:
     return made[-1] if made else None
 
 
-def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
-    """Return the objects of the tree that the map of a link names (ld manual, "-M": LOAD and archive members)."""
+def loaded(link: Record) -> list[Path]:
+    """Return the files that the map of a link names (ld manual, "-M": LOAD)."""
+    names = dict.fromkeys(_LOAD.findall(link.map.read_text(errors="replace")))
+    return [(link.cwd / name).resolve() for name in names]
+
+
+def inputs_of(link: Record, tree: Path, records: list[Record], run: list[Record]) -> list[Input]:
+    """Return the objects of the tree that a link took, files and archive members.
+
+    run: the records of the build that made the link; an object may have been made again, with other flags, behind it.
+    """
     text = link.map.read_text(errors="replace")
     copies = {item.output: item.copy for item in records if item.kind == "compile"}
+    taken = _made_again(link, run)
     found: list[Input] = []
-    for name in dict.fromkeys(_LOAD.findall(text)):
-        path = (link.cwd / name).resolve()
+    for path in loaded(link):
         if path in copies and not path.is_relative_to(tree):
             found.append(Input(Path(path.name.split("-", 1)[-1]), None, copies[path].read_bytes()))
         elif path.is_relative_to(tree) and path.is_file():
-            data = path.read_bytes()
+            data = taken.get(path, path).read_bytes()
             if data.startswith(b"\x7fELF") and data[16:18] == b"\x01\x00":  # ET_REL
                 found.append(Input(path, None, data))
     used: dict[Path, list[str]] = {}
@@ -108,6 +117,15 @@ def inputs_of(link: Record, tree: Path, records: list[Record]) -> list[Input]:
             for number, content in enumerate(contents)
         ]
     return found
+
+
+def _made_again(link: Record, run: list[Record]) -> dict[Path, Path]:
+    """Return path -> copy of what a link took, for objects that were compiled before it and once more after it."""
+    if link not in run:
+        return {}
+    at = run.index(link)
+    before = {item.output: item.copy for item in run[:at] if item.kind == "compile"}
+    return {item.output: before[item.output] for item in run[at:] if item.kind == "compile" and item.output in before}
 
 
 def archive_members(path: Path) -> dict[str, list[bytes]]:

@@ -29,9 +29,12 @@ class References:
         wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
 
-    def variable(self, label: str, old: Symbol) -> str:
-        """Refer to an existing variable of the object."""
+    def variable(self, label: str, old: Symbol, kind: int) -> str:
+        """Refer to an existing variable of the object; kind is that of the relocation."""
         proof = self.proofs[label]
+        slot = None if old.local else self._own_slot(old.name, kind)
+        if slot is not None:
+            return slot
         if old.kind == "STT_TLS":
             return self._tls(old.name, self._symbol(old.name, proof, local=old.local))
         known = proof.sections.get(old.section or 0)
@@ -52,6 +55,11 @@ class References:
             )
         return self._offset(old.name, label, address)
 
+    def _own_slot(self, name: str, kind: int) -> str | None:
+        """Refer to what a library defines by its GOT: a program may have its own copy (gABI, R_X86_64_COPY)."""
+        slot = self.running.slot_of(name, address_taken=True) if kind in reloc.GOT else None
+        return None if slot is None else self._add(f"{name}.got", "", Reference(symbol="-", kind="got", offset=slot))
+
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
         if name == ARENA:
@@ -62,6 +70,11 @@ class References:
                 f"{name} ({label}) was not found in {self.running.path}, which has no symbols",
                 f"install its debug file (below {DEBUG_FOLDER}), or name a copy with symbols (--running)",
             )
+        if f"__wrap_{name}" in self.running.by_name and name not in self._proven(label):
+            raise Refusal(
+                Reason.UNRESOLVED_REFERENCE,
+                f"{name} ({label}) may be __wrap_{name} for the linker, and no proven function of the object uses it",
+            )
         # Another file's static of that name is never meant.
         known = [n for n in self.running.by_name.get(name, []) if n.shared]
         defined = [n for n in known if not n.local] or known
@@ -71,7 +84,8 @@ class References:
             return self._called(label, name, defined)
         if len({n.address for n in defined}) == 1:
             self._not_ifunc(name, defined[0])
-            return self._offset(name, label, defined[0].address)
+            own = self._own_slot(name, kind)
+            return own if own is not None else self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
         slot = self.running.slot_of(name, address_taken=True)
@@ -86,7 +100,7 @@ class References:
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))
 
     def _called(self, label: str, name: str, defined: list[Named]) -> str:
-        known = self.proofs[label].names.get(name) if label in self.proofs else None
+        known = self._proven(label).get(name)
         if known is not None:
             wish = f"{name}.plt" if known in self.running.plt else name
             return self._offset(wish, label, known)
@@ -102,6 +116,10 @@ class References:
         if slot is not None:
             return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))
+
+    def _proven(self, label: str) -> dict[str, int]:
+        """Return the undefined names that proven functions of an object use, and where they lead."""
+        return self.proofs[label].names if label in self.proofs else {}
 
     def _thread_local(self, name: str, defined: list[Named], kind: int) -> str:
         found = [n for n in defined if n.kind == "STT_TLS"]

@@ -6,7 +6,9 @@ R_GOTPCRELX, R_REX_GOTPCRELX = 41, 42
 
 PC_RELATIVE = frozenset({R_PC32, R_PLT32, R_GOTPCREL, R_GOTPCRELX, R_REX_GOTPCRELX, R_GOTTPOFF, R_PC64})
 GOT = frozenset({R_GOTPCREL, R_GOTPCRELX, R_REX_GOTPCRELX})
-WIDTH = {R_64: 8, R_PC64: 8}  # all others are 4 bytes wide
+# R_NONE, R_16, R_PC16, R_8, R_PC8; of 64 bits: DTPMOD, DTPOFF, TPOFF, PC, GOTOFF, GOT..., SIZE. All others have 4.
+WIDTH: dict[int, int] = {0: 0, 12: 2, 13: 2, 14: 1, 15: 1}
+WIDTH |= dict.fromkeys((R_64, 16, R_DTPOFF64, 18, R_PC64, 25, *range(27, 32), 33), 8)
 # What patch.o may contain; the engine applies these and no others.
 ALLOWED = frozenset(
     {R_64, R_PC32, R_PLT32, R_GOTPCREL, R_GOTPCRELX, R_REX_GOTPCRELX, R_32, R_32S, R_GOTTPOFF, R_TPOFF32, R_PC64}

@@ -21,8 +21,8 @@ def check_strangers(subject: Subject) -> None:
         return
     for unit in subject.units:
         own = {name for f in subject.comparison.old.functions.values() for name in f.aliases}
-        changed = subject.old.signatures.get(unit.name) != subject.new.signatures.get(unit.name)
-        if not (unit.old.local or changed):
+        before, after = subject.signatures(unit)
+        if not unit.old.local and before == after:
             continue
         for caller in _callers(subject.running, _address(subject, unit)):
             if caller.name in own or (not unit.old.local and _known(subject, caller.name)):

@@ -35,6 +35,14 @@ class Subject:
         """Return the changed functions, by name."""
         return [unit for _, unit in sorted(self.comparison.changed.items())]
 
+    def signatures(self, unit: Changed) -> tuple[str | None, str | None]:
+        """Return the signatures of a function before and after; debug information knows one of its names alone."""
+        return _signature(self.old, unit.old), _signature(self.new, unit.new)
+
+
+def _signature(debug: Debug, function: Function) -> str | None:
+    return next((debug.signatures[name] for name in function.aliases if name in debug.signatures), None)
+
 
 def named_references(which: ObjectFile, functions: tuple[Function, ...]) -> Counter[str]:
     """Count the undefined names that functions refer to, by call or otherwise."""

@@ -157,7 +157,7 @@ class Workspace:
         trial = self.root / "trial"
         trial.mkdir()
         try:
-            for name in _patched_names(patch):
+            for name in patched_names(patch):
                 inside = not Path(name).is_absolute() and ".." not in Path(name).parts
                 if inside and (self.source / name).is_file():
                     (trial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +218,7 @@ class Workspace:
 
 def _patch(folder: Path, patch: Path) -> list[str]:
     """Apply a patch as dpkg-source does; return the names of the files. Raises Refusal."""
-    names = _patched_names(patch)
+    names = patched_names(patch)
     result = subprocess.run(
         ["patch", "-p1", "-F0", "-N", "-t", "-E", "--no-backup-if-mismatch", "-r", "-", "-i", patch.resolve()],
         cwd=folder,
@@ -234,7 +234,7 @@ def _patch(folder: Path, patch: Path) -> list[str]:
     return names
 
 
-def _patched_names(patch: Path) -> list[str]:
+def patched_names(patch: Path) -> list[str]:
     """Return the files that a patch names, first path component stripped."""
     names = set()
     for line in patch.read_bytes().decode(errors="replace").splitlines():

@@ -128,7 +128,8 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
     code = call(compiler, [*arguments, *added_flags(), *rule])
     if code == 0 and os.path.isfile(output):
         if explicit:
-            own = option(arguments, "-MF") or f"{os.path.splitext(output)[0]}.d"
+            named = [word.split(",", 2)[2] for word in arguments if word.startswith(("-Wp,-MD,", "-Wp,-MMD,"))]
+            own = option(arguments, "-MF") or (named or [f"{os.path.splitext(output)[0]}.d"])[-1]
         with open(output, "rb") as made, open(copy, "wb") as kept:
             kept.write(made.read())
         record(

@@ -344,6 +344,33 @@ def test_caller_that_only_the_running_binary_has(project: Any, *, extra: bool) -
     assert "more calls leaf" in error.detail
 
 
+OTHER_DATA = {
+    "size of an array": ("int seen[@];\nint work(int a) { return seen[a & 3]++ * 3; }\n", "8", "16"),
+    "thread-local variable": (
+        "__thread int x, y;\nint more(void) { return x - y; }\nint work(int a) { return @ += a; }\n", "x", "y"
+    ),
+    "thread-local variable of another object": (
+        "extern __thread int x, y;\nint work(int a) { return @ += a; }\n", "x", "y"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_DATA)
+def test_other_data_in_the_running_binary(project: Any, name: str) -> None:
+    """Equal instructions do not make the running binary that of the source: what they refer to must be equal."""
+    text, ours, theirs = OTHER_DATA[name]
+    more = {"more.c": "__thread int x, y;\nint tick(int a) { return a @ 1; }\n".replace("@", "+")}
+    if "extern" not in text:
+        more = {"more.c": more["more.c"].partition("\n")[2]}
+    old = {"lib.c": text.replace("@", ours), **more}
+    new = {"lib.c": old["lib.c"] + "int added(int a) { return a; }\n", "more.c": more["more.c"].replace("+", "-")}
+    change = f"sed 's/{ours}/{theirs}/' lib.c > ../lib.c && gcc -O2 -fPIE -pie -o ../running main.c more.c ../lib.c"
+    if "thread" in name:
+        change = change.replace(f"s/{ours}/{theirs}/", f"s/return {ours} +=/return {theirs} +=/")
+    built_elsewhere(project, old, new, change)
+    assert refused(project, old, new).reason is Reason.RUNNING_BINARY_DIFFERS
+
+
 def test_functions_that_the_linker_has_folded(project: Any) -> None:
     """A linker that folds equal functions makes two of them one: to replace one would replace both."""
     text = "int twin(int a) { return a * a + a / 3 + 5; }\nint work(int a) { return a * a + a / 3 + @; }\n"
