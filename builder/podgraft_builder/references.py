@@ -52,8 +52,30 @@ class References:
             )
         return self._offset(old.name, label, address)
 
+    def preempted(self, label: str, name: str, kind: int, *, call: bool) -> str | None:
+        """Refer to what a library exports as the library itself does: as the loader decided. None where it does not.
+
+        Its own definition is not the one that counts where a module before it has another, or a copy of a variable.
+        """
+        if name not in self.running.preemptible:
+            return None
+        if call:
+            entry = self.running.plt_of(name)
+            return self._offset(f"{name}.plt", label, entry) if entry is not None else None
+        if kind not in reloc.GOT | {reloc.R_64}:
+            return None
+        slot = self.running.slot_of(name, address_taken=True)
+        if slot is not None:
+            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
+        if any(n.kind == "STT_OBJECT" for n in self.running.by_name.get(name, [])):
+            return self._add(name, label, Reference(symbol="-", kind="export", export=name))
+        return None
+
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
+        return self.preempted(label, name, kind, call=call) or self._external(label, name, kind, call=call)
+
+    def _external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         if name == ARENA:
             return self._add(name, label, Reference(symbol="-", kind="arena"))
         if name in self.running.missing:
