@@ -162,7 +162,8 @@ class Assembly:
         if variable is not None:
             old = comparison.continued(variable)
             if old is not None:
-                symbol = self.references.variable(label, old, item.type)
+                named = self.references.preempted(label, variable.name, item.type, call=False)
+                symbol = named or self.references.variable(label, old)
                 return symbol, place.offset - variable.value - bias
             if variable.bind in WEAK and self._runs(variable.name):
                 # An inline variable of C++ that another object brought into the running binary.
@@ -205,6 +206,10 @@ class Assembly:
         if not inside and function.weak and parent in comparison.new_functions and self._runs(function.name):
             # Its address is what the program knows it by, as std::any does.
             return self.references.external(label, function.name, reloc.R_64, call=False), -bias
+        if entry and not item.symbol.local and parent not in comparison.new_functions:
+            named = self.references.preempted(label, item.symbol.name, item.type, call=call)
+            if named is not None:
+                return named, -bias
         if (unit is not None and inside) or parent in comparison.new_functions:
             return self._include(label, function.section), place.offset - bias
         if unit is not None:
@@ -220,7 +225,11 @@ class Assembly:
             function = comparison.new.functions.get(name)
             if function is not None and not function.local:
                 unit = comparison.changed.get(function.name)
-                if function.name in comparison.new_functions or (unit is not None and call):
+                is_new = function.name in comparison.new_functions
+                named = None if is_new else self.references.preempted(label, name, item.type, call=call)
+                if named is not None:
+                    return named, item.addend
+                if is_new or (unit is not None and call):
                     return self._include(other, function.section), function.start + item.addend
                 if unit is not None:
                     return self.references.function(other, unit.old, original=True), item.addend

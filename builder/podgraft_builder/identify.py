@@ -140,8 +140,9 @@ def _require_consistent(search: _Search) -> None:
         if not function.weak:
             owners[address].add(f"{function.name} ({search.objects[number].label})")
         for name in function.aliases:
-            if not function.local and search.names.get(name, address) != address:
-                at = f"{search.names[name]:#x} and at {address:#x}"
+            learnt = search.names.get(name, address)  # a PLT entry says nothing of where the function is
+            if not function.local and learnt != address and learnt not in search.running.plt:
+                at = f"{learnt:#x} and at {address:#x}"
                 raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{name} is at {at} in {search.running.path}")
     for address, names in owners.items():
         if len(names) > 1:

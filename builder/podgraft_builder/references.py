@@ -29,12 +29,9 @@ class References:
         wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
 
-    def variable(self, label: str, old: Symbol, kind: int) -> str:
-        """Refer to an existing variable of the object; kind is that of the relocation."""
+    def variable(self, label: str, old: Symbol) -> str:
+        """Refer to an existing variable of the object."""
         proof = self.proofs[label]
-        slot = None if old.local else self._own_slot(old.name, kind)
-        if slot is not None:
-            return slot
         if old.kind == "STT_TLS":
             return self._tls(old.name, self._symbol(old.name, proof, local=old.local))
         known = proof.sections.get(old.section or 0)
@@ -55,13 +52,30 @@ class References:
             )
         return self._offset(old.name, label, address)
 
-    def _own_slot(self, name: str, kind: int) -> str | None:
-        """Refer to what a library defines by its GOT: a program may have its own copy (gABI, R_X86_64_COPY)."""
-        slot = self.running.slot_of(name, address_taken=True) if kind in reloc.GOT else None
-        return None if slot is None else self._add(f"{name}.got", "", Reference(symbol="-", kind="got", offset=slot))
+    def preempted(self, label: str, name: str, kind: int, *, call: bool) -> str | None:
+        """Refer to what a library exports as the library itself does: as the loader decided. None where it does not.
+
+        Its own definition is not the one that counts where a module before it has another, or a copy of a variable.
+        """
+        if name not in self.running.preemptible:
+            return None
+        if call:
+            entry = self.running.plt_of(name)
+            return self._offset(f"{name}.plt", label, entry) if entry is not None else None
+        if kind not in reloc.GOT | {reloc.R_64}:
+            return None
+        slot = self.running.slot_of(name, address_taken=True)
+        if slot is not None:
+            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
+        if any(n.kind == "STT_OBJECT" for n in self.running.by_name.get(name, [])):
+            return self._add(name, label, Reference(symbol="-", kind="export", export=name))
+        return None
 
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
+        return self.preempted(label, name, kind, call=call) or self._external(label, name, kind, call=call)
+
+    def _external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         if name == ARENA:
             return self._add(name, label, Reference(symbol="-", kind="arena"))
         if name in self.running.missing:
@@ -84,8 +98,7 @@ class References:
             return self._called(label, name, defined)
         if len({n.address for n in defined}) == 1:
             self._not_ifunc(name, defined[0])
-            own = self._own_slot(name, kind)
-            return own if own is not None else self._offset(name, label, defined[0].address)
+            return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
         slot = self.running.slot_of(name, address_taken=True)

@@ -184,6 +184,14 @@ class RunningBinary:
         return {entry.name for entry in read_symbols(table) if entry.section is not None}
 
     @cached_property
+    def preemptible(self) -> set[str]:
+        """Return what a library exports and the loader may find elsewhere first (gABI, "Shared Object Dependencies").
+
+        A program may hold a copy of such a variable, which all use in its place (psABI section 3.4.1, R_X86_64_COPY).
+        """
+        return set() if self.executable or self._flag("DT_FLAGS", 2) or "DT_SYMBOLIC" in self._tags else self.exported
+
+    @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:
         """Return GOT slot -> (symbol that the loader puts there, relocation type)."""
         found = {}
@@ -216,12 +224,17 @@ class RunningBinary:
     @cached_property
     def binds_now(self) -> bool:
         """Say whether the loader fills every slot before the program starts (gABI, DF_BIND_NOW)."""
+        return self._flag("DT_FLAGS", 8) or self._flag("DT_FLAGS_1", 1) or "DT_BIND_NOW" in self._tags
+
+    @cached_property
+    def _tags(self) -> dict[str, int]:
         section = self._elf.get_section_by_name(".dynamic")
         if not isinstance(section, DynamicSection):
-            return False
-        tags = {tag.entry.d_tag: tag.entry.d_val for tag in section.iter_tags()}
-        now = tags.get("DT_FLAGS", 0) & 8 or tags.get("DT_FLAGS_1", 0) & 1
-        return bool(now) or "DT_BIND_NOW" in tags
+            return {}
+        return {tag.entry.d_tag: tag.entry.d_val for tag in section.iter_tags()}
+
+    def _flag(self, tag: str, bit: int) -> bool:
+        return bool(self._tags.get(tag, 0) & bit)
 
     @cached_property
     def plt(self) -> dict[int, str]:

@@ -28,6 +28,19 @@ def remove_configured(tree: Path) -> list[Path]:
     return removed
 
 
+def stands_for_object(path: Path, *, archives: bool) -> bool:
+    """Say whether a file is what libtool writes beside an object or library, and what make looks at in its place.
+
+    That of a library that is nothing but an archive stands for it: it goes only with archives.
+    """
+    if path.suffix not in {".lo", ".la"}:
+        return False
+    text = path.read_bytes()
+    if b"- a libtool object file" in text:
+        return True
+    return b"- a libtool library file" in text and (archives or b"\ndlname=''\n" not in text)
+
+
 def require_copies(records: Iterable[Record], source: Path, names: Iterable[Path]) -> None:
     """Refuse where a compiler read a patched file in the original tree, which has no patch.
 

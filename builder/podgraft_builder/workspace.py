@@ -16,7 +16,7 @@ from podgraft_builder import kept, wrapper
 from podgraft_builder.hooks import INCLUDE
 from podgraft_builder.lines import C_LIKE, keep_line_numbers
 from podgraft_builder.records import Record, read_log
-from podgraft_builder.stale import remove_configured
+from podgraft_builder.stale import remove_configured, stands_for_object
 from podgraft_bundle.errors import Reason, Refusal
 
 COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
@@ -101,7 +101,8 @@ class Workspace:
                 continue
             with path.open("rb") as file:
                 start = file.read(8)
-            if start.startswith(b"\x7fELF") or (archives and start in {b"!<arch>\n", b"!<thin>\n"}):
+            archive = archives and start in {b"!<arch>\n", b"!<thin>\n"}
+            if start.startswith(b"\x7fELF") or archive or stands_for_object(path, archives=archives):
                 path.unlink()
 
     def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:

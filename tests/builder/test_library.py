@@ -1,0 +1,80 @@
+"""A shared library as the running binary: what it exports, others may define before it."""
+
+import subprocess
+from typing import Any
+
+import pytest
+
+from podgraft_builder.build import Outcome
+
+MAIN = "int total = 7;\nint deputy(int a) { return a * total; }\n"
+LIB = """
+extern int total;
+int deputy(int);
+int shared = 3;
+static int own = 4;
+__attribute__((noipa)) int helper(int a) { return a > 9 ? helper(a - 1) + helper(a - 2) : own; }
+int work(int a) { own++; return %s; }
+int other(void) { return work(total) + shared + deputy(own); }
+"""
+COMMAND = "gcc -O2 -fPIC -shared %s -o prog main.c lib.c"
+
+
+def patched(project: Any, old: str, new: str, flags: str = "") -> Outcome:
+    project.command = COMMAND % flags
+    outcome: Outcome = project.build({"main.c": MAIN, "lib.c": LIB % old}, {"lib.c": LIB % new})
+    assert [f.entry.symbol for f in outcome.bundle.manifest.functions] == ["work"]
+    return outcome
+
+
+def kinds(outcome: Outcome) -> dict[str, str]:
+    return {r.symbol: r.kind for r in outcome.bundle.manifest.references}
+
+
+def test_call_of_an_exported_function_of_the_same_file(project: Any, link: Any) -> None:
+    """Such a call goes through the PLT, as whoever is before the library may define the function, too."""
+    outcome = patched(project, "helper(a) + helper(a + 1)", "helper(a) - helper(a + 1) + deputy(a)")
+    assert link.link(outcome).calls("work") == ["plt:helper", "plt:helper", "plt:deputy"]
+
+
+@pytest.mark.parametrize("name", ["shared", "total"])
+def test_exported_variable(project: Any, name: str) -> None:
+    """A program may have a copy of the variable that all use in its place: the GOT slot tells."""
+    assert kinds(patched(project, "a", f"a + {name}"))[f"{name}.got"] == "got"
+
+
+def test_exported_variable_without_a_slot(project: Any) -> None:
+    """Where the library has no slot, the loaded modules are asked by name."""
+    project.command = COMMAND % ""
+    outcome = project.build(
+        {"main.c": "int total = 7;\n", "lib.c": "int work(void) { return 1; }\n"},
+        {"lib.c": "extern int total;\nint work(void) { return total; }\n"},
+    )
+    assert kinds(outcome)["total"] == "export"
+
+
+def test_library_that_is_bound_to_itself(project: Any, link: Any) -> None:
+    """With -Bsymbolic nobody comes before the library: its own variables and functions are meant."""
+    outcome = patched(project, "helper(a)", "helper(a + shared)", "-Wl,-Bsymbolic")
+    assert kinds(outcome)["shared"] == "offset"
+    assert link.link(outcome).calls("work") == ["old:helper"]
+
+
+def test_own_address_of_an_exported_function(project: Any) -> None:
+    """The address of an exported function is what the loader took for it, so that pointers compare."""
+    old = (
+        "int helper(int a) { return a; }\nvoid *where(void) { return helper; }\nint work(void *p) { return p == 0; }\n"
+    )
+    project.command = COMMAND % ""
+    outcome = project.build({"main.c": MAIN, "lib.c": old}, {"lib.c": old.replace("p == 0", "p == helper")})
+    assert kinds(outcome)["helper.got"] == "got"
+
+
+def test_stripped_library(project: Any) -> None:
+    """Where other files call a function through the PLT, that is not where the function is."""
+    project._write({"main.c": MAIN, "lib.c": LIB % "helper(a)"}, {})
+    project.running = project.folder / "stripped.so"
+    words = f"{COMMAND % ''} && strip -o {project.running} prog && rm prog"
+    subprocess.run(["sh", "-c", words], cwd=project.folder / "a", check=True)
+    outcome = patched(project, "helper(a)", "helper(a) + deputy(a)")
+    assert kinds(outcome) == {"helper.plt": "offset", "deputy.plt": "offset", "own": "offset"}
