@@ -162,7 +162,7 @@ class Assembly:
         if variable is not None:
             old = comparison.continued(variable)
             if old is not None:
-                symbol = self.references.variable(label, old)
+                symbol = self.references.variable(label, old, item.type)
                 return symbol, place.offset - variable.value - bias
             if variable.bind in WEAK and self._runs(variable.name):
                 # An inline variable of C++ that another object brought into the running binary.
@@ -199,6 +199,10 @@ class Assembly:
             )
         parent = comparison.new.parent_of(function)
         entry = place.offset == function.start and function.name == parent
+        if entry and parent not in comparison.new_functions:
+            bound = self.references.bound(label, item.symbol, item.type, call=call)
+            if bound is not None:
+                return bound, -bias
         # Jump tables and .eh_frame speak of places inside a function, also where that is its first byte.
         inside = not entry or call or (not source.executable and item.type == reloc.R_PC32)
         unit = comparison.changed.get(parent)

@@ -140,8 +140,10 @@ def _require_consistent(search: _Search) -> None:
         if not function.weak:
             owners[address].add(f"{function.name} ({search.objects[number].label})")
         for name in function.aliases:
-            if not function.local and search.names.get(name, address) != address:
-                at = f"{search.names[name]:#x} and at {address:#x}"
+            learnt = search.names.get(name, address)
+            # A library calls its own global functions through its PLT.
+            if not function.local and learnt != address and search.running.plt.get(learnt) != name:
+                at = f"{learnt:#x} and at {address:#x}"
                 raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{name} is at {at} in {search.running.path}")
     for address, names in owners.items():
         if len(names) > 1:

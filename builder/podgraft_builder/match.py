@@ -23,8 +23,9 @@ class Mismatch(Exception):
 class Proof:
     """What the functions of one object say about the running binary.
 
-    sections: object section -> its address. names: undefined name -> address (a PLT entry where it is imported).
-    slots: name -> GOT slot. functions: function -> address. inside: place in the middle of a function -> address: a
+    sections: object section -> its address. names: undefined name -> address (a PLT entry where it is imported), or
+    name -> PLT entry by which a library calls a function of its own. slots: name -> GOT slot.
+    functions: function -> address. inside: place in the middle of a function -> address: a
     cold part jumps back there, and distances may differ because branches are short or long.
     """
 
@@ -186,11 +187,20 @@ class Proof:
                 raise Mismatch(_both(x, y) + ": other target")
             return
         place = place_of(item, x.next_ip - item.offset)
+        if self._goes_through_plt(item, place, target):
+            self._learn_name(item.symbol.name, target)
+            return
         if place.section is not None and ours.start <= place.offset < ours.end and self._is_self(place, ours):
             if ours.index_of(place.offset) != theirs.index_of(target):
                 raise Mismatch(_both(x, y) + ": other target")
             return
         self._learn(item, place, target, [])
+
+    def _goes_through_plt(self, item: Relocation, place: Place, target: int) -> bool:
+        """A library calls its own global functions through its PLT: another module may have taken their place."""
+        symbol = item.symbol
+        entry = symbol.section is not None and not symbol.local and place.offset == symbol.value
+        return entry and self.running.plt.get(target) == symbol.name
 
     def _is_start(self, place: Place) -> bool:
         return any(f.start == place.offset for f in self.object.functions_in(place.section or 0))

@@ -29,12 +29,39 @@ class References:
         wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
 
-    def variable(self, label: str, old: Symbol) -> str:
-        """Refer to an existing variable of the object."""
+    def bound(self, label: str, symbol: Symbol, kind: int, *, call: bool) -> str | None:
+        """Refer to a global name of a library, defined by the object, in the way that the running code does.
+
+        The loader may have found another definition: the program's copy of a variable (R_X86_64_COPY), or an inline
+        function of C++ in a module before this one (gABI, "Shared Object Dependencies"). None: it had no choice.
+        """
+        if symbol.local or self.running.executable:
+            return None
+        if call:
+            entry = self.running.plt_of(symbol.name)
+            return None if entry is None else self._offset(f"{symbol.name}.plt", label, entry)
+        return self._by_loader(label, symbol.name, kind)
+
+    def _by_loader(self, label: str, name: str, kind: int) -> str | None:
+        """Refer to what the loader put into the GOT for a name; None where it had nothing to look up."""
+        if kind not in reloc.GOT | {reloc.R_64}:
+            return None
+        slot = self.running.slot_of(name, address_taken=True)
+        if slot is not None:
+            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
+        return None
+
+    def variable(self, label: str, old: Symbol, kind: int) -> str:
+        """Refer to an existing variable of the object; kind: the relocation that does."""
         proof = self.proofs[label]
         if old.kind == "STT_TLS":
             return self._tls(old.name, self._symbol(old.name, proof, local=old.local))
         known = proof.sections.get(old.section or 0)
+        bound = self.bound(label, old, kind, call=False)
+        if bound is not None:
+            return bound
+        if known is None and self.running.preemptible(old.name) and not old.local:
+            return self._add(old.name, label, Reference(symbol="-", kind="export", export=old.name))
         named = self._symbol(old.name, proof, local=old.local) if known is None else None
         if known is not None:
             address = known + old.value
@@ -69,20 +96,20 @@ class References:
             return self._thread_local(name, defined, kind)
         if call:
             return self._called(label, name, defined)
+        bound = self._by_loader(label, name, kind)
+        if bound is not None:
+            return bound
         if len({n.address for n in defined}) == 1:
             self._not_ifunc(name, defined[0])
             return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
-        slot = self.running.slot_of(name, address_taken=True)
         if kind not in reloc.GOT | {reloc.R_64}:
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,
                 f"{name} ({label}) is used by its address, lies in a library, and the code does not go through the GOT",
                 "build with -fPIE or -fPIC",
             )
-        if slot is not None:
-            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))
 
     def _called(self, label: str, name: str, defined: list[Named]) -> str:
@@ -90,14 +117,14 @@ class References:
         if known is not None:
             wish = f"{name}.plt" if known in self.running.plt else name
             return self._offset(wish, label, known)
+        entry = self.running.plt_of(name)
+        if entry is not None:
+            return self._offset(f"{name}.plt", label, entry)
         if len({n.address for n in defined}) == 1:
             self._not_ifunc(name, defined[0])
             return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
-        entry = self.running.plt_of(name)
-        if entry is not None:
-            return self._offset(f"{name}.plt", label, entry)
         slot = self.running.slot_of(name, address_taken=False)
         if slot is not None:
             return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))

@@ -214,14 +214,32 @@ class RunningBinary:
         return None
 
     @cached_property
+    def _tags(self) -> dict[str, int]:
+        section = self._elf.get_section_by_name(".dynamic")
+        found = section.iter_tags() if isinstance(section, DynamicSection) else ()
+        return {tag.entry.d_tag: tag.entry.d_val for tag in found}
+
+    @cached_property
     def binds_now(self) -> bool:
         """Say whether the loader fills every slot before the program starts (gABI, DF_BIND_NOW)."""
-        section = self._elf.get_section_by_name(".dynamic")
-        if not isinstance(section, DynamicSection):
-            return False
-        tags = {tag.entry.d_tag: tag.entry.d_val for tag in section.iter_tags()}
+        tags = self._tags
         now = tags.get("DT_FLAGS", 0) & 8 or tags.get("DT_FLAGS_1", 0) & 1
         return bool(now) or "DT_BIND_NOW" in tags
+
+    def preemptible(self, name: str) -> bool:
+        """Say whether another module may define what this library exports by a name (gABI, DF_SYMBOLIC)."""
+        return not self.executable and not self._symbolic and name in self._open
+
+    @cached_property
+    def _symbolic(self) -> bool:
+        tags = self._tags
+        return bool(tags.get("DT_FLAGS", 0) & 2) or "DT_SYMBOLIC" in tags
+
+    @cached_property
+    def _open(self) -> set[str]:
+        table = self._elf.get_section_by_name(".dynsym")
+        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
+        return {e.name for e in entries if e.section is not None and e.visibility == "STV_DEFAULT"}
 
     @cached_property
     def plt(self) -> dict[int, str]:
