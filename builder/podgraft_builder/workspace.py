@@ -23,6 +23,8 @@ COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
 SECTIONS = "-g -gno-split-dwarf -fno-debug-types-section -ffunction-sections -fdata-sections"
 _HEADER = ("-idirafter", str(INCLUDE))  # podgraft.h, behind all that the program has
 _TAIL = 15
+_LIBTOOL = re.compile(rb"# [^\n]*\.l[oa] - a libtool (object|library) file")  # what libtool looks for itself
+_LONGEST_LINE = 512
 
 
 def cache_folder() -> Path:
@@ -95,13 +97,18 @@ class Workspace:
         self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
-        """Delete what an earlier build left: programs and objects, and archives if asked."""
+        """Delete what an earlier build left: programs and objects, and archives if asked.
+
+        libtool's scripts stand for objects and libraries in hidden folders: make looks at nothing else.
+        """
         for path in self.tree.rglob("*"):
             if path.is_symlink() or not path.is_file():
                 continue
             with path.open("rb") as file:
-                start = file.read(8)
-            if start.startswith(b"\x7fELF") or (archives and start in {b"!<arch>\n", b"!<thin>\n"}):
+                start = file.read(_LONGEST_LINE)
+            script = _LIBTOOL.match(start)
+            made = start.startswith(b"\x7fELF") or (script and script[1] == b"object")
+            if made or (archives and (script or start.startswith((b"!<arch>\n", b"!<thin>\n")))):
                 path.unlink()
 
     def build(self, store_name: str, flags: str = SECTIONS) -> list[Record]:

@@ -1,5 +1,6 @@
 """What build systems do to a copy of a tree, and to compilers that are not quite the compiler."""
 
+import subprocess
 from typing import Any
 
 import pytest
@@ -56,3 +57,25 @@ def test_library_of_another_program(project: Any, name: str, *, refused: bool) -
     with pytest.raises(Refusal) as caught:
         project.build(OLD, FIX)
     assert caught.value.reason == Reason.OTHER_MODULE_CHANGED
+
+
+def test_tree_that_libtool_built_in_place(project: Any) -> None:
+    """What make looks at are libtool's scripts, not the objects behind them: without these they go as well."""
+    makefile = """
+prog: main.c libone.la
+\tgcc -O2 -fPIE -pie -Wl,-z,now -o prog main.c .libs/lib.o
+libone.la: lib.lo
+\tgcc -shared -o .libs/libone.so .libs/lib.o
+\techo "# libone.la - a libtool library file" > $@
+lib.lo: lib.c one.h
+\tmkdir -p .libs && gcc -O2 -fPIC -c -o .libs/lib.o lib.c
+\techo "# lib.lo - a libtool object file" > $@
+"""
+    project.command = "make"
+    (project.folder / "a").mkdir()
+    for name, text in {**OLD, "Makefile": makefile}.items():
+        (project.folder / "a" / name).write_text(text)
+    subprocess.run(["make"], cwd=project.folder / "a", check=True)
+    # Written last: they are newer than the sources.
+    scripts = {"lib.lo": "# lib.lo - a libtool object file\n", "libone.la": "# libone.la - a libtool library file\n"}
+    assert names(project.build({**OLD, "Makefile": makefile, **scripts}, FIX)) == ["work"]
