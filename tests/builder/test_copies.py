@@ -64,3 +64,12 @@ def test_copies_that_call_their_own_files_functions(project: Any) -> None:
     assert sorted(names(outcome)) == ["_Z3twoi", "_Z4parti"]
     mosts = {r.offset for r in outcome.bundle.manifest.references if r.symbol.startswith("_ZL4mosti")}
     assert len(mosts) == 2
+
+
+@pytest.mark.parametrize(("visibility", "states"), [("", ["warning"]), ("-fvisibility-inlines-hidden", [])])
+def test_copies_in_libraries_may_not_run(project: Any, visibility: str, states: list[str]) -> None:
+    """The loader takes the first module's copy of an exported inline function: who patches a library is told so."""
+    project.command = f"g++ -O2 -fPIC {visibility} -shared -o prog one.cc two.cc"
+    outcome = project.build(files("2", "1"), {"part.h": HEADER % "5"})
+    assert names(outcome) == ["_Z4parti"]
+    assert [h.state for h in outcome.explanation.hazards if h.reason == Reason.WEAK_SYMBOL] == states
