@@ -73,3 +73,13 @@ def test_copies_in_libraries_may_not_run(project: Any, visibility: str, states: 
     outcome = project.build(files("2", "1"), {"part.h": HEADER % "5"})
     assert names(outcome) == ["_Z4parti"]
     assert [h.state for h in outcome.explanation.hazards if h.reason == Reason.WEAK_SYMBOL] == states
+
+
+def test_new_copies_are_not_told_as_new_names(project: Any) -> None:
+    """An inline function that is new to an object may be known elsewhere: nothing is said of it."""
+    project.command = f"{BUILD} main.o one.o two.o"
+    more = HEADER % "2" + "inline __attribute__((noinline)) int more(int a) { while (a % 7) a /= 3; return a; }\n"
+    old = {**files("2", "1"), "part.h": more}
+    outcome = project.build(old, {"two.cc": TWO % "more(a) - 1"})
+    assert sorted(names(outcome)) == ["_Z3twoi"]
+    assert not [text for text in outcome.explanation.grounds if "new:" in text]
