@@ -31,7 +31,8 @@ class Closure:
 
 def check_closures(subject: Subject) -> None:
     """A stored lambda is called by its number and with its captures: both must be those that it was stored with."""
-    if not any(_NAMED_BY_CLOSURE.search(unit.name) for unit in subject.units):
+    statics = [item.name for items in subject.comparison.old.variables.values() for item in items]
+    if not any(_NAMED_BY_CLOSURE.search(name) for name in (*(unit.name for unit in subject.units), *statics)):
         return
     old, new = read_closures(subject.comparison.old), read_closures(subject.comparison.new)
     for owner in sorted(old.keys() & new.keys()):
@@ -51,8 +52,9 @@ def _renumbered(before: list[Closure], after: list[Closure]) -> bool:
     """Say whether a lambda may have another number; lines that a patch leaves alone keep theirs."""
     old, new = [c.line for c in before], [c.line for c in after]
     shared = min(len(old), len(new))
-    if len(old) != len(new):
-        return old[:shared] != new[:shared]
+    if len(old) != len(new):  # which of those in one line is new cannot be told
+        more = {*old[shared:], *new[shared:]}
+        return old[:shared] != new[:shared] or not more.isdisjoint(old[:shared])
     return any(a != b and (a in new or b in old) for a, b in zip(old, new, strict=True))
 
 

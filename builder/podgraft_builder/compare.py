@@ -1,5 +1,6 @@
 """Compare an object of the old build with its successor, by meaning: which functions and data differ, and why."""
 
+import re
 from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
@@ -12,6 +13,8 @@ from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 
 CLASS_TABLES = ("_ZTV", "_ZTI", "_ZTS", "_ZTT")  # vtable, type information, its name, VTT (Itanium C++ ABI, 5.1.4)
+# <local-name> with its <discriminator>, if there is one (Itanium C++ ABI, 5.1.6)
+_LOCAL_NAME = re.compile(r"(_ZZ.+?)(?:_\d|__\d+_)?")
 START_STOP = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
 
 
@@ -58,6 +61,7 @@ class Comparison:
             old = self._parents(self.old).get(name)
             if old is not None:
                 self._compare_unit(name, old, new)
+        self._check_counted()
         self._correlate_statics()
         self._compare_start_sections()
         self._compare_loose_code()
@@ -228,6 +232,17 @@ class Comparison:
             return False
         return all(self._same_relocation(x, y, 0, 0) for x, y in zip(left, right, strict=True))
 
+    def _check_counted(self) -> None:
+        """Refuse where a static of C++ may be another one than its name says: those of one name are counted."""
+        old, new = _counted(self.old), _counted(self.new)
+        for base in sorted(old.keys() & new.keys()):
+            if old[base] != new[base]:
+                raise Refusal(
+                    Reason.UNRESOLVED_REFERENCE,
+                    f"{self.new.label}: {len(old[base])} static variables in one function are named {base} before and"
+                    f" {len(new[base])} after: which is which cannot be told",
+                )
+
     def _correlate_statics(self) -> None:
         """Map what is left of the data symbols: by name, and numbered ones by the function that uses them."""
         old = {s.name: s for items in self.old.variables.values() for s in items}
@@ -369,6 +384,17 @@ def _may_continue(old: Symbol, new: Symbol) -> bool:
 def alignment(section: Section, symbol: Symbol) -> int:
     """Return what the object promises of the address of a variable, in bytes."""
     return min(max(section.align, 1), symbol.value & -symbol.value or max(section.align, 1))
+
+
+def _counted(which: ObjectFile) -> dict[str, set[str]]:
+    """Return the static variables inside functions of C++, by the name without its number."""
+    found: dict[str, set[str]] = {}
+    for index, items in which.variables.items():
+        for item in items if not which.sections[index].constant else ():
+            named = _LOCAL_NAME.fullmatch(item.name)
+            if named is not None:
+                found.setdefault(named[1], set()).add(item.name)
+    return found
 
 
 def _static(which: ObjectFile, symbol: Symbol) -> Static:

@@ -16,9 +16,9 @@ def grounds_of(subjects: list[Subject]) -> Iterator[str]:
             before, after = subject.signatures(unit)
             if before != after and before is not None and after is not None:
                 yield f"{subject.label}: {unit.name}: {before} -> {after}: {_callers(unit, subject, subjects)}"
-        if subject.comparison.new_functions or subject.comparison.new_variables:
-            functions = [f.name for f in subject.comparison.new_functions.values() if not f.weak]
-            names = sorted({*functions, *(symbol.name for symbol in subject.comparison.new_variables)})
+        functions = [f.name for f in subject.comparison.new_functions.values() if not f.weak]
+        names = sorted({*functions, *(symbol.name for symbol in subject.comparison.new_variables)})
+        if names:  # inline functions of C++ are not among them: other code may have copies
             yield f"{subject.label}: new: {', '.join(names)}: no code that runs knows them"
     yield _layouts(changed)
     objects = f"{len(subjects)} {'object differs' if len(subjects) == 1 else 'objects differ'}"

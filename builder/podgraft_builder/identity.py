@@ -65,6 +65,11 @@ def check_running_names(subject: Subject) -> None:
             if unit.old.weak and not named.weak and not named.local:
                 detail = f"{subject.label}: {unit.name} is weak; the running binary uses another definition"
                 subject.verdict.refuse(Reason.WEAK_SYMBOL, detail, function=unit.name)
+        if unit.old.weak and running.preemptible(unit.old.name):
+            detail = (
+                f"{unit.name} is exported and weak: where a module that is loaded earlier has a copy, that one runs"
+            )
+            subject.verdict.warn(Reason.WEAK_SYMBOL, detail, function=unit.name)
         _check_weak_uses(subject, unit.new)
 
 

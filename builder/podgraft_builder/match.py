@@ -274,16 +274,21 @@ class Proof:
         if known != address:
             raise Mismatch(f"{self.object.sections[index].name} is at {address:#x} and at {known:#x}")
         for symbol in self.object.variables.get(index, []):
-            same = [n for n in self.running.by_name.get(symbol.name, []) if n.kind == symbol.kind]
+            same = [n for n in self._named(symbol.name, local=symbol.local) if n.kind == symbol.kind]
             if same and not any(n.address == address + symbol.value for n in same):
                 raise Mismatch(f"{symbol.name} is not at {address + symbol.value:#x}")
             sizes = {n.size for n in same if n.address == address + symbol.value}
             if sizes and symbol.size not in sizes:
                 raise Mismatch(f"{symbol.name} has {symbol.size} bytes as built, and {min(sizes)} where it runs")
         for function in self.object.functions_in(index):
-            names = self.running.by_name.get(function.name, [])
+            names = self._named(function.name, local=function.local)
             if names and not any(n.address == address + function.start for n in names):
                 raise Mismatch(f"{function.name} is not at {address + function.start:#x}")
+
+    def _named(self, name: str, *, local: bool) -> list[Named]:
+        """Return the symbols that run by a name, those of this source file alone where a local one is meant."""
+        found = self.running.by_name.get(name, [])
+        return [n for n in found if local and n.local and n.file == self.object.source] or found
 
     def _check_string(self, section: Section, place: Place, value: int) -> None:
         mine = section.string(place.element)

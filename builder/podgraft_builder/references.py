@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import Function
+from podgraft_builder.objects import FUNCTION_KINDS, Function
 from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -23,11 +23,18 @@ class References:
 
     def function(self, label: str, old: Function, *, original: bool = False) -> str:
         """Refer to a function of the object, proven equal to the one that runs."""
-        named = self.proofs[label].prove(old)
+        named = self._weak(old) or self.proofs[label].prove(old)
         if named.kind != "STT_FUNC":
             raise Refusal(Reason.IFUNC_RESOLVER, f"{old.name} is chosen at start by an ifunc resolver")
         wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
+
+    def _weak(self, old: Function) -> Named | None:
+        """Return what runs by the name of a weak function, whichever object's copy of it the linker took."""
+        if not old.weak:
+            return None
+        found = [n for n in self.running.by_name.get(old.name, []) if n.shared and n.kind in FUNCTION_KINDS]
+        return found[0] if len({n.address for n in found}) == 1 else None
 
     def variable(self, label: str, old: Symbol) -> str:
         """Refer to an existing variable of the object."""
@@ -57,7 +64,7 @@ class References:
 
         Its own definition is not the one that counts where a module before it has another, or a copy of a variable.
         """
-        if name not in self.running.preemptible:
+        if not self.running.preemptible(name):
             return None
         if call:
             entry = self.running.plt_of(name)

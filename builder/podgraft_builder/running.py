@@ -183,13 +183,21 @@ class RunningBinary:
             return set()
         return {entry.name for entry in read_symbols(table) if entry.section is not None}
 
-    @cached_property
-    def preemptible(self) -> set[str]:
-        """Return what a library exports and the loader may find elsewhere first (gABI, "Shared Object Dependencies").
+    def preemptible(self, name: str) -> bool:
+        """Say whether this is a library that the loader may find a name of in another module first.
 
-        A program may hold a copy of such a variable, which all use in its place (psABI section 3.4.1, R_X86_64_COPY).
+        See gABI, "Shared Object Dependencies" and DF_SYMBOLIC. A program may hold a copy of such a variable, which all
+        use in its place (psABI section 3.4.1, R_X86_64_COPY).
         """
-        return set() if self.executable or self._flag("DT_FLAGS", 2) or "DT_SYMBOLIC" in self._tags else self.exported
+        return name in self._preemptible
+
+    @cached_property
+    def _preemptible(self) -> set[str]:
+        table = self._elf.get_section_by_name(".dynsym")
+        symbolic = self._flag("DT_FLAGS", 2) or "DT_SYMBOLIC" in self._tags
+        if self.executable or symbolic or not isinstance(table, SymbolTableSection):
+            return set()
+        return {e.name for e in read_symbols(table) if e.section is not None and e.visibility == "STV_DEFAULT"}
 
     @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:

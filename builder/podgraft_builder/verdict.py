@@ -48,7 +48,9 @@ class Verdict:
     def warn(self, reason: Reason, detail: str, *, function: str = "") -> None:
         """Note what the user should look at; it refuses nothing."""
         error = Refusal(reason, detail)
-        self.hazards.append(Hazard(reason, detail, error.hint, function, "warning"))
+        hazard = Hazard(reason, detail, error.hint, function, "warning")
+        if hazard not in self.hazards:  # copies of one function are in several objects
+            self.hazards.append(hazard)
 
     def collect(self, check: Callable[[], None]) -> None:
         """Run a check and note what it refuses; such refusals are final."""

@@ -95,7 +95,10 @@ class Workspace:
         self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
-        """Delete what an earlier build left: programs and objects, and archives if asked."""
+        """Delete what an earlier build left: programs and objects, and archives if asked.
+
+        libtool's scripts stand for objects and libraries in hidden folders: make looks at nothing else.
+        """
         for path in self.tree.rglob("*"):
             if path.is_symlink() or not path.is_file():
                 continue

@@ -76,6 +76,29 @@ def test_texts_that_stand_for_objects(project: Any) -> None:
     project.command = "make prog"
     old = {**OLD, "Makefile": LIBTOOL}
     project._write(old, FIX)
-    in_place = "make prog && touch -d '1 hour' *.l[ao]"  # the sources are written once more
-    subprocess.run(["sh", "-c", in_place], cwd=project.folder / "a", check=True)
-    assert names(project.build(old, FIX)) == ["work"]
+    subprocess.run(["make", "prog"], cwd=project.folder / "a", check=True)
+    # Written last: they are newer than the sources.
+    texts = {name: (project.folder / "a" / name).read_text() for name in ("lib.lo", "main.lo", "libwork.la")}
+    assert names(project.build({**old, **texts}, FIX)) == ["work"]
+
+
+def test_tree_that_libtool_built_in_place(project: Any) -> None:
+    """What make looks at are libtool's scripts, not the objects behind them: without these they go as well."""
+    makefile = """
+prog: main.c libone.la
+\tgcc -O2 -fPIE -pie -Wl,-z,now -o prog main.c .libs/lib.o
+libone.la: lib.lo
+\tgcc -shared -o .libs/libone.so .libs/lib.o
+\techo "# libone.la - a libtool library file" > $@
+lib.lo: lib.c one.h
+\tmkdir -p .libs && gcc -O2 -fPIC -c -o .libs/lib.o lib.c
+\techo "# lib.lo - a libtool object file" > $@
+"""
+    project.command = "make"
+    (project.folder / "a").mkdir()
+    for name, text in {**OLD, "Makefile": makefile}.items():
+        (project.folder / "a" / name).write_text(text)
+    subprocess.run(["make"], cwd=project.folder / "a", check=True)
+    # Written last: they are newer than the sources.
+    scripts = {"lib.lo": "# lib.lo - a libtool object file\n", "libone.la": "# libone.la - a libtool library file\n"}
+    assert names(project.build({**OLD, "Makefile": makefile, **scripts}, FIX)) == ["work"]
