@@ -78,3 +78,16 @@ def test_stripped_library(project: Any) -> None:
     subprocess.run(["sh", "-c", words], cwd=project.folder / "a", check=True)
     outcome = patched(project, "helper(a)", "helper(a) + deputy(a)")
     assert kinds(outcome) == {"helper.plt": "offset", "deputy.plt": "offset", "own": "offset"}
+
+
+def test_changed_functions_are_called_through_the_plt(project: Any, link: Any) -> None:
+    """What is called and whose address is taken may be another module's, also where this one's is replaced."""
+    project.command = COMMAND % ""
+    text = """
+__attribute__((noinline)) int helper(int a) { return a * %(n)s; }
+int (*give(void))(int) { return helper; }
+int (*both(int a))(int) { return helper(a) > %(n)s ? helper : 0; }
+"""
+    outcome = project.build({"main.c": MAIN, "lib.c": text % {"n": "3"}}, {"lib.c": text % {"n": "5"}})
+    assert link.link(outcome).calls("both") == ["plt:helper"]
+    assert kinds(outcome) == {"helper.plt": "offset", "helper.got": "got"}

@@ -80,7 +80,7 @@ PAIRS: dict[str, tuple[Reason | None, str, str, str]] = {
         Reason.CHANGED_LAYOUT, METHOD % "static @ n; n += a; return n / 3;", "int", "float"
     ),
     "second static of one name in a method": (
-        Reason.CHANGED_LAYOUT, METHOD % "@ { static int n = 1; a += n++; } return a;", *TWICE
+        Reason.UNRESOLVED_REFERENCE, METHOD % "@ { static int n = 1; a += n++; } return a;", *TWICE
     ),
     "struct of one of two joined files": (Reason.CHANGED_LAYOUT, JOINED, "used, free", "free, used"),
     "static that hides another": (None, SHARED, "", "static int n;"),
