@@ -1,20 +1,17 @@
 """Compare an object of the old build with its successor, by meaning: which functions and data differ, and why."""
 
-import re
 from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
-from podgraft_builder.dwarf import NOBODYS, Static, read_statics
 from podgraft_builder.frames import exception_table
 from podgraft_builder.labels import leads_into
 from podgraft_builder.loose import Piece, loose_code, numbers, unsized_data
 from podgraft_builder.objects import Function, ObjectFile, Place, Relocation, Section, base_name, place_of
+from podgraft_builder.statics import check_counted, correlate, may_continue, same_owner
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 
 CLASS_TABLES = ("_ZTV", "_ZTI", "_ZTS", "_ZTT")  # vtable, type information, its name, VTT (Itanium C++ ABI, 5.1.4)
-# <local-name> with its <discriminator>, if there is one (Itanium C++ ABI, 5.1.6)
-_LOCAL_NAME = re.compile(r"(_ZZ.+?)(?:_\d|__\d+_)?")
 START_STOP = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
 
 
@@ -61,8 +58,8 @@ class Comparison:
             old = self._parents(self.old).get(name)
             if old is not None:
                 self._compare_unit(name, old, new)
-        self._check_counted()
-        self._correlate_statics()
+        check_counted(self.old, self.new)
+        correlate(self.old, self.new, self.old_of)
         self._compare_start_sections()
         self._compare_loose_code()
         self._compare_data()
@@ -188,7 +185,7 @@ class Comparison:
         x, y = self.old.variable_at(old), self.new.variable_at(new)
         if x is None or y is None:
             return x is y and old.offset == new.offset and self._same_content(a, b, 0, a.size, 0, b.size)
-        if not _may_continue(x, y) or old.offset - x.value != new.offset - y.value:
+        if not may_continue(x, y) or old.offset - x.value != new.offset - y.value:
             return False
         if a.constant and b.constant and x.local:
             same = self._same_content(a, b, x.value, x.size, y.value, y.size)
@@ -196,20 +193,8 @@ class Comparison:
                 self.old_of.setdefault(y, x)
             return same
         if x.local:
-            return self._same_owner(x, y) and self.old_of.setdefault(y, x) == x
+            return same_owner(self.old, x, self.new, y) and self.old_of.setdefault(y, x) == x
         return True
-
-    def _same_owner(self, old: Symbol, new: Symbol) -> bool:
-        """Numbers of static locals change hands; the debug information knows who declares each, and in which line."""
-        if base_name(old.name) == old.name:
-            return True
-        a, b = _static(self.old, old), _static(self.new, new)
-        if NOBODYS in {a, b}:
-            return a == b
-        twins = any(
-            [s.owner for s in read_statics(which).values()].count(a.owner) > 1 for which in (self.old, self.new)
-        )
-        return a.owner == b.owner and (not twins or a.line == b.line)
 
     def _same_content(  # noqa: PLR0917 (two pieces of data)
         self, a: Section, b: Section, start: int, size: int, new_start: int, new_size: int
@@ -231,55 +216,6 @@ class Comparison:
         if [(r.offset - start, r.type) for r in left] != [(r.offset - new_start, r.type) for r in right]:
             return False
         return all(self._same_relocation(x, y, 0, 0) for x, y in zip(left, right, strict=True))
-
-    def _check_counted(self) -> None:
-        """Refuse where a static of C++ may be another one than its name says: those of one name are counted."""
-        old, new = _counted(self.old), _counted(self.new)
-        for base in sorted(old.keys() & new.keys()):
-            if old[base] != new[base]:
-                raise Refusal(
-                    Reason.UNRESOLVED_REFERENCE,
-                    f"{self.new.label}: {len(old[base])} static variables in one function are named {base} before and"
-                    f" {len(new[base])} after: which is which cannot be told",
-                )
-
-    def _correlate_statics(self) -> None:
-        """Map what is left of the data symbols: by name, and numbered ones by the function that uses them."""
-        old = {s.name: s for items in self.old.variables.values() for s in items}
-        new = [s for items in self.new.variables.values() for s in items]
-        taken = set(self.old_of.values())
-        for symbol in new:
-            match = old.get(symbol.name)
-            if symbol in self.old_of or match is None or base_name(symbol.name) != symbol.name:
-                continue
-            if _may_continue(match, symbol):
-                self.old_of[symbol] = match
-        left = [s for s in new if s not in self.old_of and not self.new.sections[s.section or 0].constant]
-        for name in sorted({base_name(s.name) for s in left if base_name(s.name) != s.name}):
-            candidates = [o for o in old.values() if o not in taken and base_name(o.name) == name != o.name]
-            if candidates:
-                self._continue_statics(name, [s for s in left if base_name(s.name) == name], candidates)
-
-    def _continue_statics(self, name: str, new: list[Symbol], old: list[Symbol]) -> None:
-        """Find the old variables that numbered statics continue: by the function that declares them, or the line."""
-        for owner in sorted({_static(self.new, s).owner for s in new}):
-            fresh = [s for s in new if _static(self.new, s).owner == owner]
-            same = [s for s in old if _static(self.old, s).owner == owner]
-            if not owner or len(fresh) > 1 or len(same) > 1:
-                self._continue_by_line(owner or name, fresh, same)
-            elif same:
-                self.old_of[fresh[0]] = same[0]
-
-    def _continue_by_line(self, owner: str, new: list[Symbol], old: list[Symbol]) -> None:
-        """Pair statics of one name in one function by their lines; where one came or went, lines prove nothing."""
-        before = {_static(self.old, s).line: s for s in old}
-        after = {_static(self.new, s).line: s for s in new}
-        if not len(before) == len(old) == len(new) or 0 in before or before.keys() != after.keys():
-            raise Refusal(
-                Reason.UNRESOLVED_REFERENCE,
-                f"{self.new.label}: {owner} has static variables of one name: which is which cannot be told",
-            )
-        self.old_of.update({after[line]: symbol for line, symbol in before.items()})
 
     def same_section(self, name: str) -> bool:
         """Say whether the sections of a name are the same in both objects."""
@@ -375,30 +311,9 @@ class Comparison:
                     )
 
 
-def _may_continue(old: Symbol, new: Symbol) -> bool:
-    """Say whether a variable may be the one that was: of one kind, and either in a function (numbered) or not."""
-    numbered = [base_name(s.name) != s.name for s in (old, new)]
-    return base_name(old.name) == base_name(new.name) and old.kind == new.kind and numbered[0] == numbered[1]
-
-
 def alignment(section: Section, symbol: Symbol) -> int:
     """Return what the object promises of the address of a variable, in bytes."""
     return min(max(section.align, 1), symbol.value & -symbol.value or max(section.align, 1))
-
-
-def _counted(which: ObjectFile) -> dict[str, set[str]]:
-    """Return the static variables inside functions of C++, by the name without its number."""
-    found: dict[str, set[str]] = {}
-    for index, items in which.variables.items():
-        for item in items if not which.sections[index].constant else ():
-            named = _LOCAL_NAME.fullmatch(item.name)
-            if named is not None:
-                found.setdefault(named[1], set()).add(item.name)
-    return found
-
-
-def _static(which: ObjectFile, symbol: Symbol) -> Static:
-    return read_statics(which).get((symbol.section or 0, symbol.value), NOBODYS)
 
 
 def _masked(which: ObjectFile, function: Function, items: list[Relocation]) -> bytes:
