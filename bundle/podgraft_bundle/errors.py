@@ -150,7 +150,7 @@ HINTS: dict[Reason, str] = {
     Reason.EXCEPTION_TABLE: "patch a function that neither throws nor catches, or use the shared libgcc_s",
     Reason.HARDENING_DIFFERS: "leave -fstack-protector and -fcf-protection as the running binary has them",
     Reason.COMPILER_DIFFERS: "build with the compiler that made the running binary; both are named above",
-    Reason.OTHER_MODULE_CHANGED: "split the patch; build a bundle for each module",
+    Reason.OTHER_MODULE_CHANGED: "build a bundle for each module; where both hold the file, let --build make but one",
     Reason.UNKNOWN_CALLER: "build from the source that the running binary was made from",
     Reason.HOOK_MISUSED: "a hook may use data, podgraft.h and new functions of that kind: docs/hooks.md",
     Reason.UNRESOLVED_REFERENCE: "give the running binary with its symbols or debug file (--running)",
