@@ -27,6 +27,7 @@ from podgraft_builder.records import Input, Record, content_hash, inputs_of, lin
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
+from podgraft_builder.tables import check_tables
 from podgraft_builder.verdict import Verdict
 from podgraft_builder.workspace import Workspace, patched_names
 from podgraft_bundle.bundle import Bundle, write_bundle
@@ -293,6 +294,7 @@ def _prove_object(comparison: Comparison, proof: Proof) -> dict[str, Refusal]:
             try:
                 for function in (unit.old, *unit.old_parts):
                     trial.prove(function)
+                check_tables(trial)
             except Refusal as refusal:
                 other_copies[unit.name] = refusal
             else:
@@ -304,6 +306,7 @@ def _prove_object(comparison: Comparison, proof: Proof) -> dict[str, Refusal]:
         if function in replaced or (known and not _is_weak(comparison, function)):
             proof.prove(function)
     proof.finish()
+    check_tables(proof)
     return other_copies
 
 

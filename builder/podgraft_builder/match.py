@@ -123,7 +123,7 @@ class Proof:
         data = self.running.read(candidate.address, candidate.size)
         if data is None or not candidate.size:
             raise Mismatch(f"no bytes at {candidate.address:#x}")
-        self._learn_section(function.section, candidate.address - function.start)
+        self.learn_section(function.section, candidate.address - function.start)
         ours = self.object.decoded(function)
         theirs = decode(data, candidate.address)
         if len(ours.steps) != len(theirs.steps):
@@ -161,7 +161,7 @@ class Proof:
             field_, value = _relocated_value(item, x, y)
             if not _same_instruction(x, y, free=field_):
                 raise Mismatch(_both(x, y))
-            self._learn(item, place_of(item, x.next_ip - item.offset), value, tables)
+            self.learn(item, place_of(item, x.next_ip - item.offset), value, tables)
 
     def _match_two(self, a: Step, y: Instruction, tables: list[Place]) -> None:
         """Match an instruction with two relocations: displacement and immediate (`movq $sym, other(%rip)`)."""
@@ -174,7 +174,7 @@ class Proof:
             if name not in free:
                 raise Mismatch(_both(x, y))
             free.discard(name)
-            self._learn(item, place_of(item, x.next_ip - item.offset), value, tables)
+            self.learn(item, place_of(item, x.next_ip - item.offset), value, tables)
 
     def _match_branch(self, item: Relocation | None, x: Instruction, y: Instruction, ours: Body, theirs: Body) -> None:
         if not is_branch(y) or x.mnemonic != y.mnemonic:
@@ -193,7 +193,7 @@ class Proof:
             if ours.index_of(place.offset) != theirs.index_of(target):
                 raise Mismatch(_both(x, y) + ": other target")
             return
-        self._learn(item, place, target, [])
+        self.learn(item, place, target, [])
 
     def _is_start(self, place: Place) -> bool:
         return any(f.start == place.offset for f in self.object.functions_in(place.section or 0))
@@ -223,9 +223,9 @@ class Proof:
             direct = y.immediate(1)
         if direct is None:
             raise Mismatch(_both(x, y))
-        self._learn(item, place, direct, [])
+        self.learn(item, place, direct, [])
 
-    def _learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
+    def learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
         """Note where a reference leads; a second, other answer is a mismatch."""
         if item.type == reloc.R_TPOFF32:
             self._check_thread_local(item, value, item.addend)
@@ -247,7 +247,7 @@ class Proof:
             if known != value:
                 raise Mismatch(f"{section.name}+{place.offset:#x} is at {value:#x} and at {known:#x}")
         else:
-            self._learn_section(section.index, value - place.offset)
+            self.learn_section(section.index, value - place.offset)
             if section.constant and not section.executable:
                 tables.append(place)
 
@@ -269,7 +269,8 @@ class Proof:
         if (imported is not None and imported != name) or (imported is None and known and address not in known):
             raise Mismatch(f"{name} was built, {imported or hex(address)} runs")
 
-    def _learn_section(self, index: int, address: int) -> None:
+    def learn_section(self, index: int, address: int) -> None:
+        """Note where a section is; a second place, or other names there, is a mismatch."""
         known = self.sections.setdefault(index, address)
         if known != address:
             raise Mismatch(f"{self.object.sections[index].name} is at {address:#x} and at {known:#x}")

@@ -58,8 +58,8 @@ class Section:
 
     @property
     def pooled(self) -> bool:
-        """Say whether it holds mergeable constants of one size."""
-        return self.flags & (SHF_MERGE | SHF_STRINGS) == SHF_MERGE
+        """Say whether it holds mergeable constants of one size; no linker merges those with relocations."""
+        return self.flags & (SHF_MERGE | SHF_STRINGS) == SHF_MERGE and not self.relocations
 
     def element(self, offset: int) -> tuple[int, bytes]:
         """Return start and bytes of the mergeable constant at an offset; code may use a part of one."""

@@ -2,6 +2,7 @@
 
 import io
 import lzma
+import struct
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,10 @@ from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
 
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
-_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64 = 5, 6, 7, 1, 18  # psABI x86-64, table 4.10
+# psABI x86-64, table 4.10
+_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 18, 8, 37
+SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
+_RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
 _PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got")
 
 
@@ -202,16 +206,28 @@ class RunningBinary:
     @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:
         """Return GOT slot -> (symbol that the loader puts there, relocation type)."""
+        kinds = SYMBOLIC | {_TPOFF64}
+        return {at: (name, kind) for at, (name, kind, _) in self.relocated.items() if name and kind in kinds}
+
+    @cached_property
+    def relocated(self) -> dict[int, tuple[str, int, int]]:
+        """Return address -> (symbol, relocation type, addend) of what the loader fills in.
+
+        Packed relative relocations (gABI, SHT_RELR) are not in it: their addends lie in place.
+        """
         found = {}
         for section in self._elf.iter_sections():
-            if isinstance(section, RelocationSection) and section["sh_flags"] & 2:
-                table = self._elf.get_section(section["sh_link"])
-                if not isinstance(table, SymbolTableSection):
-                    continue
-                for item in section.iter_relocations():
-                    kind = item["r_info_type"]
-                    if kind in {_GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64} and item["r_info_sym"]:
-                        found[item["r_offset"]] = (table.get_symbol(item["r_info_sym"]).name, kind)
+            if not (isinstance(section, RelocationSection) and section["sh_flags"] & 2):
+                continue
+            table = self._elf.get_section(section["sh_link"])
+            symbols = read_symbols(table) if isinstance(table, SymbolTableSection) else []
+            for offset, info, addend in _RELA.iter_unpack(section.data()):
+                number, kind = info >> 32, info & 0xFFFFFFFF
+                name, value = (symbols[number].name, symbols[number].value) if 0 < number < len(symbols) else ("", 0)
+                if kind == _R_64 and not name:  # a section
+                    found[offset] = ("", RELATIVE, value + addend)
+                else:
+                    found[offset] = (name, kind, addend)
         return found
 
     def slot_of(self, name: str, *, address_taken: bool) -> int | None:
