@@ -12,12 +12,8 @@ from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
 _CLONE = re.compile(r"\.(isra|constprop|part)\.")  # what GCC makes of a function for some of its callers
-_INTEGERS = ("char", "short int", "int", "long int", "long long int")
 # Types that are returned in rax or xmm0, by the names that GCC gives them in debug information.
-_IN_REGISTER = frozenset({"_Bool", "bool", "float", "double", "short unsigned int", "long unsigned int"}) | {
-    *(_INTEGERS),
-    *("unsigned char", "signed char", "unsigned int", "long long unsigned int"),
-}
+_IN_REGISTER = re.compile(r"_Bool|bool|float|double|char|(un)?signed char|((short|long|long long) )?(unsigned )?int")
 
 
 def check_signatures(subject: Subject) -> None:
@@ -51,8 +47,8 @@ def _compatible(before: str, after: str) -> bool:
     """
     same_arguments = before.partition("(")[2] == after.partition("(")[2]
     result = after.partition(" (")[0]
-    in_register = result.endswith("*") or result.startswith("enum ") or result in _IN_REGISTER
-    return before == after or (before.startswith("void (") and same_arguments and in_register)
+    in_register = result.endswith("*") or result.startswith("enum ") or _IN_REGISTER.fullmatch(result)
+    return before == after or (before.startswith("void (") and same_arguments and bool(in_register))
 
 
 def _pointer_taken(comparison: Comparison, unit: Changed, objects: list[ObjectFile]) -> str | None:

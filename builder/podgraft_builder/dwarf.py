@@ -195,9 +195,8 @@ def _bits(member: DIE) -> int:
     if "DW_AT_data_bit_offset" in member.attributes:
         return number_of(member, "DW_AT_data_bit_offset")
     start = 8 * number_of(member, "DW_AT_data_member_location")
-    if (
-        "DW_AT_bit_offset" in member.attributes
-    ):  # from the most significant bit of the unit that holds it (DWARF 3, 5.5.6)
+    if "DW_AT_bit_offset" in member.attributes:
+        # From the most significant bit of the unit that holds it (DWARF 3, 5.5.6).
         unit = 8 * (number_of(member, "DW_AT_byte_size") or number_of(_target(member) or member, "DW_AT_byte_size"))
         return start + unit - number_of(member, "DW_AT_bit_offset") - number_of(member, "DW_AT_bit_size")
     return start

@@ -11,7 +11,7 @@ from podgraft_bundle.errors import Reason, Refusal
 _PROSE = frozenset([".md", ".txt", ".rst", ".html", ".css", ".tex", ".texi", ".po", ".pot", ".adoc"])
 _MANUAL = re.compile(r"\.[1-9]\w*")
 _PAPERS = frozenset(
-    [*("NEWS", "CHANGES", "CHANGELOG", "README", "AUTHORS", "THANKS", "TODO", "COPYING", "LICENSE", "00-RELEASENOTES")]
+    ["NEWS", "CHANGES", "CHANGELOG", "README", "AUTHORS", "THANKS", "TODO", "COPYING", "LICENSE", "00-RELEASENOTES"]
 )
 _RULES = frozenset(["CMakeLists.txt", "meson_options.txt"])
 _ASIDE = frozenset(
@@ -26,13 +26,11 @@ def last_of_each(records: list[Record]) -> list[Record]:
 
 def require_seen(patched: set[str], old: list[Input], records: list[Record]) -> None:
     """A patched source that no compiler saw may be part of an object that the build command did not make."""
-    compiled = [r for r in records if r.kind == "compile"]
-    depends = {name for r in compiled for name in r.depends}
+    depends = {name for r in records if r.kind == "compile" for name in r.depends}
     unseen = sorted(name for name in patched - depends if Path(name).suffix in C_LIKE)
     if not unseen:
         return
-    known = {content_hash(r.copy.read_bytes()) for r in compiled}
-    foreign = [item for item in old if content_hash(item.data) not in known]
+    foreign = _foreign(old, records)
     if foreign:
         member = foreign[0].member or ""
         raise Refusal(
@@ -43,6 +41,12 @@ def require_seen(patched: set[str], old: list[Input], records: list[Record]) -> 
         )
 
 
+def _foreign(linked: list[Input], records: list[Record]) -> list[Input]:
+    """Return the objects of a link that no compiler call made as they are."""
+    compiled = {content_hash(r.copy.read_bytes()) for r in records if r.kind == "compile"}
+    return [item for item in linked if content_hash(item.data) not in compiled]
+
+
 def require_joined(forgotten: list[Record], made: dict[str, bytes], old: list[Input], records: list[Record]) -> None:
     """Refuse where an object that the build leaves alone may be part of what something else than a compiler made.
 
@@ -51,12 +55,13 @@ def require_joined(forgotten: list[Record], made: dict[str, bytes], old: list[In
     Raises:
         Refusal(UNSUPPORTED_CHANGE).
     """
+    foreign = _foreign(old, records) if forgotten else []
+    if not foreign:
+        return
     linked = {content_hash(item.data) for item in old}
-    compiled = {content_hash(r.copy.read_bytes()) for r in records if r.kind == "compile"}
-    foreign = [item for item in old if content_hash(item.data) not in compiled]
     for record in forgotten:
         known = content_hash(record.copy.read_bytes())
-        if foreign and known not in linked and content_hash(made.get(known, b"")) != known:
+        if known not in linked and content_hash(made.get(known, b"")) != known:
             raise Refusal(
                 Reason.UNSUPPORTED_CHANGE,
                 f"{record.output.name} changes, which the build command did not make anew, and"

@@ -72,11 +72,9 @@ class References:
         if kind not in reloc.GOT | {reloc.R_64}:
             return None
         slot = self.running.slot_of(name, address_taken=True)
-        if slot is not None:
-            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
-        if any(n.kind == "STT_OBJECT" for n in self.running.by_name.get(name, [])):
-            return self._add(name, label, Reference(symbol="-", kind="export", export=name))
-        return None
+        if slot is None and not any(n.kind == "STT_OBJECT" for n in self.running.by_name.get(name, [])):
+            return None
+        return self._as_loaded(label, name, slot)
 
     def external(self, label: str, name: str, kind: int, *, call: bool) -> str:
         """Refer to a name that the object does not define: another object's, a library's, or the shadow memory."""
@@ -108,16 +106,13 @@ class References:
             return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
-        slot = self.running.slot_of(name, address_taken=True)
         if kind not in reloc.GOT | {reloc.R_64}:
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,
                 f"{name} ({label}) is used by its address, lies in a library, and the code does not go through the GOT",
                 "build with -fPIE or -fPIC",
             )
-        if slot is not None:
-            return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
-        return self._add(name, label, Reference(symbol="-", kind="export", export=name))
+        return self._as_loaded(label, name, self.running.slot_of(name, address_taken=True))
 
     def _called(self, label: str, name: str, defined: list[Named]) -> str:
         known = self._proven(label).get(name)
@@ -132,7 +127,10 @@ class References:
         entry = self.running.plt_of(name)
         if entry is not None:
             return self._offset(f"{name}.plt", label, entry)
-        slot = self.running.slot_of(name, address_taken=False)
+        return self._as_loaded(label, name, self.running.slot_of(name, address_taken=False))
+
+    def _as_loaded(self, label: str, name: str, slot: int | None) -> str:
+        """Refer to what the loader put into the GOT slot of a name; without one the loaded modules are asked."""
         if slot is not None:
             return self._add(f"{name}.got", label, Reference(symbol="-", kind="got", offset=slot))
         return self._add(name, label, Reference(symbol="-", kind="export", export=name))

@@ -17,7 +17,7 @@ from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
 from podgraft_builder.objects import WEAK, is_x86_64
-from podgraft_builder.symtab import read_symbols
+from podgraft_builder.symtab import Symbol, read_symbols
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -182,10 +182,13 @@ class RunningBinary:
     @cached_property
     def exported(self) -> set[str]:
         """Return the names that the dynamic symbol table defines."""
+        return {entry.name for entry in self._exports}
+
+    @cached_property
+    def _exports(self) -> list[Symbol]:
         table = self._elf.get_section_by_name(".dynsym")
-        if not isinstance(table, SymbolTableSection):
-            return set()
-        return {entry.name for entry in read_symbols(table) if entry.section is not None}
+        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
+        return [entry for entry in entries if entry.section is not None]
 
     def preemptible(self, name: str) -> bool:
         """Say whether this is a library that the loader may find a name of in another module first.
@@ -197,11 +200,9 @@ class RunningBinary:
 
     @cached_property
     def _preemptible(self) -> set[str]:
-        table = self._elf.get_section_by_name(".dynsym")
-        symbolic = self._flag("DT_FLAGS", 2) or "DT_SYMBOLIC" in self._tags
-        if self.executable or symbolic or not isinstance(table, SymbolTableSection):
+        if self.executable or self._flag("DT_FLAGS", 2) or "DT_SYMBOLIC" in self._tags:
             return set()
-        return {e.name for e in read_symbols(table) if e.section is not None and e.visibility == "STV_DEFAULT"}
+        return {entry.name for entry in self._exports if entry.visibility == "STV_DEFAULT"}
 
     @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:

@@ -7,6 +7,7 @@ same code whatever the table holds.
 import re
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from podgraft_builder import reloc
 from podgraft_builder.code import decode
@@ -113,19 +114,18 @@ class _Tables:
         start = max((at for at in starts if at <= offset), default=None)
         return start is not None and starts[start]
 
-    @property
+    @cached_property
     def _starts(self) -> dict[int, dict[int, bool]]:
-        if not hasattr(self, "_known_starts"):
-            found: dict[int, dict[int, bool]] = defaultdict(dict)
-            for function in dict.fromkeys(self.object.functions.values()):
-                biases = self.object.decoded(function).biases
-                for item in self.object.relocations_of(function):
-                    place = place_of(item, biases.get(item.offset, 0))
-                    if place.section is not None and item.type not in reloc.GOT:
-                        proven = function in self.proof.functions
-                        found[place.section][place.offset] = proven or found[place.section].get(place.offset, False)
-            self._known_starts = found
-        return self._known_starts
+        """Section -> place in it that some function refers to -> does a proven one?"""
+        found: dict[int, dict[int, bool]] = defaultdict(dict)
+        for function in dict.fromkeys(self.object.functions.values()):
+            biases = self.object.decoded(function).biases
+            for item in self.object.relocations_of(function):
+                place = place_of(item, biases.get(item.offset, 0))
+                if place.section is not None and item.type not in reloc.GOT:
+                    proven = function in self.proof.functions
+                    found[place.section][place.offset] = proven or found[place.section].get(place.offset, False)
+        return found
 
     def _entry(self, address: int) -> tuple[str, int, int]:
         """Return symbol, type and value of a pointer in the file; packed relative ones (RELR) are in place."""

@@ -173,14 +173,12 @@ class Workspace:
         finally:
             shutil.rmtree(trial, ignore_errors=True)
 
-    def apply_patch(self, patch: Path) -> list[Path]:
-        """Apply a patch, keep the line numbers of what it leaves alone; return patched files. Raises Refusal."""
-        names = _patch(self.tree, patch)
-        for name in names:
+    def apply_patch(self, patch: Path) -> None:
+        """Apply a patch, keep the line numbers of what it leaves alone. Raises Refusal."""
+        for name in _patch(self.tree, patch):
             before, after = self.source / name, self.tree / name
             if after.suffix in C_LIKE and before.is_file() and after.is_file():
                 keep_line_numbers(before, after)
-        return [self.tree / name for name in names]
 
     def _environment(self, store: Path, flags: str) -> dict[str, str]:
         bin_ = self.root / "bin"

@@ -20,6 +20,7 @@ from podgraft_bundle.errors import PodgraftError, Reason
 from podgraft_engine.steps import Step, reached
 from podgraft_engine.target import syscalls
 from podgraft_engine.target.priority import raised
+from podgraft_engine.target.proc import read_small
 
 PTRACE_POKEUSER: Final = 6
 PTRACE_GETREGS: Final = 12
@@ -39,7 +40,6 @@ STOP_TIMEOUT_S: Final = 1.0
 # One that is runnable stops as soon as it gets a processor; it runs on until then, and nobody waits for it but we.
 STARVED_TIMEOUT_S: Final = 20.0
 SPIN_S: Final = 0.0003
-_STATUS_BYTES: Final = 2**16  # the kernel gives all of it at once (seq_file)
 
 
 class NotHeld(Exception):
@@ -146,13 +146,7 @@ class Signals:
 
 def signals_of(tid: int) -> Signals:
     """Read the masks (proc(5), status); nothing is pending for a thread that has ended."""
-    text = b""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        status = os.open(f"/proc/{tid}/status", os.O_RDONLY)  # a thread is held: pathlib takes twice the time
-        try:
-            text = os.read(status, _STATUS_BYTES)
-        finally:
-            os.close(status)
+    text = read_small(f"/proc/{tid}/status")
     own, shared, blocked, caught = (_mask(text, key) for key in (b"SigPnd", b"ShdPnd", b"SigBlk", b"SigCgt"))
     return Signals((own | shared) & ~blocked, caught)
 
