@@ -1,7 +1,6 @@
 """`python -m hack.mutate COUNT SEED`: that many random edits of Redis; then docs/mutate.md."""
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -10,12 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 from hack.mutate.commands import COMMANDS
 from hack.mutate.editor import KINDS
+from hack.mutate.known import Known
 from hack.mutate.play import Ground, Result
 from hack.mutate.target import Target, redis_target
 from hack.tools import REPOSITORY, ToolFailedError, cache, digest_of, lock, main, say
@@ -41,8 +40,8 @@ def mutate() -> None:
     with lock("mutate"):
         target = redis_target()
         parts = [REPOSITORY / name for name in ("builder", "bundle", "nodeagent/podgraft_engine", "hack/mutate")]
-        home = cache() / "mutate" / digest_of(str(target.source), *parts)
-        results = _all(target, home, count, seed)
+        state = digest_of(target.source.name, str(seed), *parts)
+        results = _all(target, cache() / "mutate" / state, Known(FILE.with_suffix(".json"), state), count, seed)
     text = "\n".join(_page(results, seed))
     FILE.write_text(text + "\n")
     print(text)
@@ -51,9 +50,9 @@ def mutate() -> None:
         raise ToolFailedError(f"{len(bad)} edits behave otherwise: {', '.join(str(r.number) for r in bad)}")
 
 
-def _all(target: Target, home: Path, count: int, seed: int) -> list[Result]:
+def _all(target: Target, home: Path, known: Known, count: int, seed: int) -> list[Result]:
     """Play what is not known yet, as many at a time as there are processors, each on a ground of its own."""
-    unknown = [number for number in range(count) if not _file(home, number, seed).is_file()]
+    unknown = [number for number in range(count) if number not in known.results]
     ended, numbers = threading.Event(), SimpleQueue[int]()
     for number in unknown:
         numbers.put(number)
@@ -68,7 +67,7 @@ def _all(target: Target, home: Path, count: int, seed: int) -> list[Result]:
                     number = numbers.get_nowait()
                     result = ground.play(number, seed)
                     if not ended.is_set():  # a signal of the terminal has reached its programs, too
-                        _show(_keep(result, _file(home, number, seed)))
+                        _show(known.add(result))
         except Exception:
             ended.set()
             raise
@@ -79,7 +78,7 @@ def _all(target: Target, home: Path, count: int, seed: int) -> list[Result]:
             done.result()
     if came:
         sys.exit(128 + came[0])
-    return [Result(**json.loads(_file(home, number, seed).read_text())) for number in range(count)]
+    return [known.results[number] for number in range(count)]
 
 
 @contextmanager
@@ -103,17 +102,6 @@ def _until_signal(ended: threading.Event) -> Iterator[list[int]]:
         yield came
     finally:
         restore()
-
-
-def _file(home: Path, number: int, seed: int) -> Path:
-    return home / f"{seed}-{number}.json"
-
-
-def _keep(result: Result, file: Path) -> Result:
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(result)))
-    partial.rename(file)
-    return result
 
 
 def _show(result: Result) -> None:

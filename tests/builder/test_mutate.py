@@ -13,7 +13,8 @@ import pytest
 
 from hack.mutate import play
 from hack.mutate.editor import KINDS, Edit, functions
-from hack.mutate.play import Ground
+from hack.mutate.known import Known
+from hack.mutate.play import Ground, Result
 from hack.mutate.target import Ask, Target
 
 SOURCE = """
@@ -161,3 +162,13 @@ def test_editor(kind: str) -> None:
     assert found
     if kind != "text":
         assert all('"%15s"' in text for text in found)
+
+
+def test_results_are_kept_for_the_same_state_alone(tmp_path: Path) -> None:
+    """What one run has added the next one knows, with all its fields; another builder or seed begins anew."""
+    file = tmp_path / "mutate.json"
+    first = Known(file, "state")
+    for number in (7, 3):
+        first.add(Result(number, "constant", "t.c: f", "accepted", 2, seen=True, differences=["1 answer"]))
+    assert Known(file, "state").results == first.results
+    assert Known(file, "other").results == {}
