@@ -90,23 +90,24 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     progress(f"running binary: {path} ({chosen}), build id {running.build_id}")
     verdict = Verdict(options.allow)
     pairs = _two_builds(space, options, progress, verdict)
-    comparisons = compare_pairs(pairs)
-    try:
-        if running.partial:
-            progress(identify(running, old_objects(pairs)))
-        unchanged = cache(lambda: unchanged_objects(pairs))
-        subjects = check_hazards(comparisons, unchanged, running, verdict)
-        check_lost_names(comparisons, lost_objects(pairs), unchanged, verdict)
-        hooks = find_hooks(comparisons, verdict)
-        verdict.settle()
-        _require_change(comparisons)
-        bundle = _bundle(comparisons, hooks, running, verdict, options, progress)
-    except Refusal as refusal:
-        show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
-        raise
-    rows = explain(comparisons, verdict, options.patch)
-    explanation = Explanation(rows, tuple(verdict.hazards), grounds=tuple(grounds_of(subjects)))
-    show(explanation)
+    with space.sparing():
+        comparisons = compare_pairs(pairs)
+        try:
+            if running.partial:
+                progress(identify(running, old_objects(pairs)))
+            unchanged = cache(lambda: unchanged_objects(pairs))
+            subjects = check_hazards(comparisons, unchanged, running, verdict)
+            check_lost_names(comparisons, lost_objects(pairs), unchanged, verdict)
+            hooks = find_hooks(comparisons, verdict)
+            verdict.settle()
+            _require_change(comparisons)
+            bundle = _bundle(comparisons, hooks, running, verdict, options, progress)
+        except Refusal as refusal:
+            show(Explanation(explain(comparisons, verdict, options.patch), tuple(verdict.hazards), refusal))
+            raise
+        rows = explain(comparisons, verdict, options.patch)
+        explanation = Explanation(rows, tuple(verdict.hazards), grounds=tuple(grounds_of(subjects)))
+        show(explanation)
     return Outcome(bundle, path, chosen, explanation)
 
 

@@ -9,8 +9,9 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from podgraft_builder.records import Record, read_log
@@ -45,7 +46,8 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
 
 def keep(root: Path, tree: Path, state: str, store: Path) -> None:
     """Keep the tree as it was built, and note the files outside of it that the compilers read."""
-    shutil.rmtree(root / "kept", ignore_errors=True)
+    for name in ("kept", "spare"):
+        shutil.rmtree(root / name, ignore_errors=True)
     _copy(tree, root / "kept")
     read = {name for record in read_log(store) for name in record.depends}
     outside = {name: _stamp(name) for name in sorted(read) if not Path(name).is_relative_to(tree)}
@@ -53,23 +55,39 @@ def keep(root: Path, tree: Path, state: str, store: Path) -> None:
 
 
 def restore(root: Path, tree: Path, state: Callable[[], str], store: Path) -> list[Record] | None:
-    """Put a kept build in the place of the tree and return its records; one of another state is given up.
-
-    It is copied while the state is found out, which takes as long; what is left of a copy in vain is overwritten.
-    """
+    """Put a copy of a kept build in the place of the tree and return its records; one of another state is given up."""
     note = root / "kept.json"
     if not note.is_file():
         return None
-    shutil.rmtree(tree, ignore_errors=True)
-    with ThreadPoolExecutor(1) as pool:
-        copied = pool.submit(_copy, root / "kept", tree)
-        known = json.loads(note.read_text())
-        fits = known["state"] == state() and all(_stamp(name) == stamp for name, stamp in known["outside"].items())
-        records = read_log(store) if fits else None
-        copied.result()
-    if not fits:
+    known = json.loads(note.read_text())
+    if known["state"] != state() or any(_stamp(name) != stamp for name, stamp in known["outside"].items()):
         note.unlink()  # its store is about to be written anew
-    return records
+        return None
+    shutil.rmtree(tree, ignore_errors=True)
+    _make_spare(root)
+    (root / "spare").rename(tree)
+    return read_log(store)
+
+
+@contextmanager
+def sparing(root: Path) -> Iterator[None]:
+    """Copy a kept build for the next patch meanwhile: comparing leaves a processor free, and make does not.
+
+    A copy that fails is not missed: the next patch tries again, and says what is wrong.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        if (root / "kept.json").is_file():
+            pool.submit(_make_spare, root)
+        yield
+
+
+def _make_spare(root: Path) -> None:
+    """Copy the kept build to `spare`, whole or not at all. Raises OSError."""
+    partial = root / "spare.partial"
+    if not (root / "spare").exists():
+        shutil.rmtree(partial, ignore_errors=True)
+        _copy(root / "kept", partial)
+        partial.rename(root / "spare")
 
 
 def _copy(tree: Path, to: Path) -> None:

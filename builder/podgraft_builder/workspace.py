@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -83,6 +84,10 @@ class Workspace:
         """Keep the tree as the old build left it."""
         if self.lock is not None:
             kept.keep(self.root, self.tree, self._state(), self.root / "old")
+
+    def sparing(self) -> AbstractContextManager[None]:
+        """Make ready meanwhile what the next patch to this tree needs."""
+        return kept.sparing(self.root) if self.lock is not None else nullcontext()
 
     def _state(self) -> str:
         return kept.state_of(self.source, self._environment(self.root / "old", SECTIONS), self.command)

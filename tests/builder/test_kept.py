@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podgraft_builder import kept
+from podgraft_bundle.errors import Refusal
 
 KEPT = "old build: the one that is kept from an earlier patch"
 RULES = "prog: main.o work.o more.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
@@ -87,20 +90,44 @@ def test_only_the_last_builds_are_kept(project: Any) -> None:
     assert len(list((project.folder / "cache").glob("build-*/kept.json"))) == 3
 
 
-def test_kept_build_is_copied_whole_or_not(tmp_path: Path) -> None:
-    """What cannot be copied, or would be copied into something, is an error and never a tree."""
+def test_the_next_copy_is_made_while_comparing(project: Any) -> None:
+    """After a patch, refused or not, a copy of the kept build lies ready, and it is what make left, times and all."""
+    project.command = "make"
+    for new in (FIX, {"work.c": "int f(int a) { return a * 3; }\n\n"}, FIX):
+        with suppress(Refusal):
+            project.build(OLD, new)
+        (root,) = (project.folder / "cache").glob("build-????????????????")
+        assert subprocess.run(["diff", "-r", root / "kept", root / "spare"], check=False).returncode == 0
+        assert (root / "kept/work.o").stat().st_mtime_ns == (root / "spare/work.o").stat().st_mtime_ns
+
+
+def test_half_a_copy_is_never_used(tmp_path: Path) -> None:
+    """A copy that was ended by a signal, or cannot be made, is an error or made anew, and never a tree."""
     root, tree, kept_tree = tmp_path / "root", tmp_path / "tree", tmp_path / "root" / "kept"
-    root.mkdir()
-    kept_tree.mkdir()
+    kept_tree.mkdir(parents=True)
     (kept_tree / "a.c").write_text("int a;\n")
     (root / "kept.json").write_text('{"state": "as it was", "outside": {}}')
+    (root / "spare.partial").mkdir()
+    (root / "spare.partial" / "half").touch()
     assert kept.restore(root, tree, lambda: "as it was", tmp_path / "store") == []
     assert [path.name for path in tree.iterdir()] == ["a.c"]
-    shutil.rmtree(tree)
-    tree.write_text("in the way")
-    with pytest.raises(FileExistsError, match="tree"):
-        kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
-    tree.unlink()
     shutil.rmtree(kept_tree)
     with pytest.raises(OSError, match="kept"):
         kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
+    with kept.sparing(root):
+        pass
+    assert not (root / "spare").exists()
+
+
+def test_a_copy_is_of_the_build_that_is_kept_now(tmp_path: Path) -> None:
+    """What was copied of an earlier build is not what the next one is restored from."""
+    root, tree, store = tmp_path / "root", tmp_path / "tree", tmp_path / "store"
+    for path in (root, tree, store):
+        path.mkdir()
+    for state in ("first", "second"):
+        (tree / "a.c").write_text(state)
+        kept.keep(root, tree, state, store)
+        with kept.sparing(root):
+            pass
+    assert kept.restore(root, tree, lambda: "second", store) == []
+    assert (tree / "a.c").read_text() == "second"
