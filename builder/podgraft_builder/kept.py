@@ -19,6 +19,7 @@ from podgraft_builder.records import Record, read_log
 _VOLATILE = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "PODGRAFT_STORE", "PODGRAFT_BIN"})
 _TOOLS = ("cc", "gcc", "c++", "g++", "clang", "clang++", "as", "ld", "ar", "make")
 KEEP = 3
+NONE = "none"
 
 
 def state_of(source: Path, environment: dict[str, str], command: str) -> str:
@@ -28,7 +29,8 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
         if name not in _VOLATILE and not name.startswith("CCACHE_"):  # a cache changes nothing of what is built
             total.update(f"\0{name}={value}".encode(errors="surrogateescape"))
     for tool in _TOOLS:
-        total.update(f"\0{_stamp(shutil.which(tool))}".encode())
+        stamps = "\0".join(map(_stamp, _on_path(tool)))
+        total.update(f"\0{stamps}".encode(errors="surrogateescape"))
     for file in sorted(Path(__file__).parent.glob("*.py")):
         total.update(file.read_bytes())
     for folder, folders, files in os.walk(source):
@@ -38,17 +40,24 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
             total.update(f"\0{path.relative_to(source)}\0{path.lstat().st_mode}".encode(errors="surrogateescape"))
             if path.is_symlink():
                 total.update(str(path.readlink()).encode(errors="surrogateescape"))
-            elif path.is_file():
+            if path.is_file():  # also where a link leads out of the tree
                 total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
 
 
-def keep(root: Path, tree: Path, state: str, store: Path) -> None:
-    """Keep the tree as it was built, and note the files outside of it that the compilers read."""
+def keep(root: Path, tree: Path, state: str, store: Path, since: int) -> None:
+    """Keep the tree as it was built, and note the files outside of it that the compilers read, and the compilers.
+
+    Nothing is kept where one of these has changed since the build began: which of both was read cannot be told.
+    """
+    records = read_log(store)
+    read = {name for record in records for name in record.depends if not Path(name).is_relative_to(tree)}
+    compilers = {path for name in {record.compiler for record in records} for path in _on_path(name)}
+    outside = {name: _stamp(name) for name in sorted(read | compilers) if not Path(name).is_relative_to(store)}
+    if any(Path(name).stat().st_ctime_ns >= since for name, stamp in outside.items() if stamp != NONE):
+        return
     shutil.rmtree(root / "kept", ignore_errors=True)
-    _copy(tree, root / "kept")
-    read = {name for record in read_log(store) for name in record.depends}
-    outside = {name: _stamp(name) for name in sorted(read) if not Path(name).is_relative_to(tree)}
+    copy(tree, root / "kept")
     (root / "kept.json").write_text(json.dumps({"state": state, "outside": outside}))
 
 
@@ -56,23 +65,38 @@ def restore(root: Path, tree: Path, state: Callable[[], str], store: Path) -> li
     """Put a kept build in the place of the tree and return its records; one of another state is given up.
 
     It is copied while the state is found out, which takes as long; what is left of a copy in vain is overwritten.
+
+    Raises:
+        OSError: it cannot be copied; the next build is made from scratch.
     """
     note = root / "kept.json"
     if not note.is_file():
         return None
     shutil.rmtree(tree, ignore_errors=True)
-    with ThreadPoolExecutor(1) as pool:
-        copied = pool.submit(_copy, root / "kept", tree)
-        known = json.loads(note.read_text())
-        fits = known["state"] == state() and all(_stamp(name) == stamp for name, stamp in known["outside"].items())
-        records = read_log(store) if fits else None
-        copied.result()
-    if not fits:
-        note.unlink()  # its store is about to be written anew
+    records = None
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            copied = pool.submit(copy, root / "kept", tree)
+            found = read_log(store) if _fits(note, state) else None
+            copied.result()
+        told = [r.copy if r.kind == "compile" else r.map for r in found or [] if r.kind in {"compile", "link"}]
+        if all(path.is_file() for path in told):
+            records = found
+    finally:
+        if records is None:
+            note.unlink()  # its store is about to be written anew
     return records
 
 
-def _copy(tree: Path, to: Path) -> None:
+def _fits(note: Path, state: Callable[[], str]) -> bool:
+    try:
+        known = json.loads(note.read_text())
+    except ValueError:  # whoever wrote it was killed
+        return False
+    return known["state"] == state() and all(_stamp(name) == stamp for name, stamp in known["outside"].items())
+
+
+def copy(tree: Path, to: Path) -> None:
     """Copy a tree with its times to a place where nothing is; cp takes half the time of shutil. Raises OSError."""
     to.mkdir()
     result = subprocess.run(["cp", "-a", f"{tree}/.", to], capture_output=True, check=False)
@@ -80,12 +104,18 @@ def _copy(tree: Path, to: Path) -> None:
         raise OSError(result.stderr.decode(errors="replace").strip())
 
 
-def _stamp(name: str | None) -> str:
+def _stamp(name: str) -> str:
     """Return what changes when a file does; link targets are followed."""
-    if name is None or not Path(name).exists():
-        return "none"
-    found = Path(name).stat()
-    return f"{Path(name).resolve()} {found.st_size} {found.st_mtime_ns}"
+    if not Path(name).exists():
+        return NONE
+    found = Path(name).stat()  # the time of change as well: package managers set that of modification
+    return f"{Path(name).resolve()} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
+
+
+def _on_path(tool: str) -> list[str]:
+    """Return all places where a tool may be: the first may be a cache's, which calls the next."""
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return [str(Path(folder, tool)) for folder in folders if folder]
 
 
 def prune(cache: Path) -> None:

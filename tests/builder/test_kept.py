@@ -100,7 +100,71 @@ def test_kept_build_is_copied_whole_or_not(tmp_path: Path) -> None:
     tree.write_text("in the way")
     with pytest.raises(FileExistsError, match="tree"):
         kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
+    assert not (root / "kept.json").exists()  # the next one is built from scratch
+    (root / "kept.json").write_text('{"state": "as it was", "outside": {}}')
     tree.unlink()
     shutil.rmtree(kept_tree)
     with pytest.raises(OSError, match="kept"):
         kept.restore(root, tree, lambda: "as it was", tmp_path / "store")
+
+
+@pytest.mark.parametrize("what", ["kept.json", "old/*.o", "old/*.map", "kept"])
+def test_half_a_kept_build_is_none(again: Any, what: str) -> None:
+    """Whoever is killed while it keeps a build, or has its cache swept, leaves something half: it is built anew."""
+    again(OLD, FIX)
+    for path in (again.folder / "cache").glob(f"build-*/{what}"):
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".json":
+            path.write_text(path.read_text()[:40])
+        else:
+            path.unlink()
+    if what == "kept":
+        with pytest.raises(OSError, match="kept"):
+            again(OLD, FIX)
+    assert again(OLD, FIX)[1] is False
+    assert again(OLD, FIX)[1] is True
+
+
+def test_header_outside_with_the_old_time(again: Any) -> None:
+    """Package managers and archives set the time of modification: one of the same size may be another file."""
+    outside = again.folder / "outside"
+    outside.mkdir()
+    (outside / "more.h").write_text("#define MORE 1\n")
+    times = (outside / "more.h").stat()
+    work = "#include <more.h>\nint f(int a) { return a @ 3 + MORE; }\n"
+    old = {**OLD, "Makefile": RULES.replace("-O2", f"-O2 -isystem {outside}"), "work.c": work.replace("@", "*")}
+    again(old, {"work.c": work.replace("@", "/")})
+    (outside / "more.h").write_text("#define MORE 2\n")
+    os.utime(outside / "more.h", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert again(old, {"work.c": work.replace("@", "/")})[1] is False
+
+
+@pytest.mark.parametrize("name", ["gcc", "gcc-99"])
+def test_compiler_that_is_called_behind_another_or_by_a_version(
+    again: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each compiler that a build calls counts, whatever its name, and what a cache before it calls."""
+    first, second = again.folder / "first", again.folder / "second"
+    for folder, text in ((first, f'exec {second}/{name} "$@"'), (second, 'exec /usr/bin/gcc "$@"')):
+        folder.mkdir()
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{first}:{second}:{os.environ['PATH']}")
+    old = {**OLD, "Makefile": RULES.replace("gcc", name)}
+    again(old, FIX)
+    assert again(old, FIX)[1] is True
+    (second / name).write_text('#!/bin/sh\nexec /usr/bin/gcc -fno-inline "$@"\n')
+    assert again(old, FIX)[1] is False
+
+
+@pytest.mark.parametrize("what", ["one.h", "../outside.h"])
+def test_input_that_changes_while_it_is_built(again: Any, what: str, project: Any) -> None:
+    """A build of which nobody knows what it read is not kept."""
+    (again.folder / "outside.h").write_text("#define OUT 1\n")
+    old = {**OLD, "work.c": f'#include "{again.folder}/outside.h"\nint f(int a) {{ return a * 3; }}\n'}
+    new = {"work.c": old["work.c"].replace("a * 3", "a * 5 + 1")}
+    project.command = f"make && case $PODGRAFT_STORE in */old) echo '/* */' >> {again.folder}/a/{what};; esac"
+    again(old, new)
+    project._write = lambda *_: None  # it stays as it is now
+    assert again(old, new)[1] is False
