@@ -7,13 +7,15 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
-from podgraft_builder.records import Record, read_log
+from podgraft_builder.records import Record, loaded, read_log
 
 # What differs from one terminal to the next and says nothing about a build.
 _VOLATILE = frozenset({"PWD", "OLDPWD", "SHLVL", "_", "TERM", "COLUMNS", "LINES", "PODGRAFT_STORE", "PODGRAFT_BIN"})
@@ -46,14 +48,17 @@ def state_of(source: Path, environment: dict[str, str], command: str) -> str:
 
 
 def keep(root: Path, tree: Path, state: str, store: Path, since: int) -> None:
-    """Keep the tree as it was built, and note the files outside of it that the compilers read, and the compilers.
+    """Keep the tree as it was built, and note the compilers and the files outside of it that they read or linked.
 
     Nothing is kept where one of these has changed since the build began: which of both was read cannot be told.
     """
     records = read_log(store)
     read = {name for record in records for name in record.depends if not Path(name).is_relative_to(tree)}
     compilers = {path for name in {record.compiler for record in records} for path in _on_path(name)}
-    outside = {name: _stamp(name) for name in sorted(read | compilers) if not Path(name).is_relative_to(store)}
+    links = [record for record in records if record.kind == "link" and record.output.is_file()]
+    linked = {str(path) for link in links for path in loaded(link) if not path.is_relative_to(tree)}
+    used = sorted(name for name in read | compilers | linked if not Path(name).is_relative_to(store))
+    outside = {name: _stamp(name) for name in used}
     if any(Path(name).stat().st_ctime_ns >= since for name, stamp in outside.items() if stamp != NONE):
         return
     shutil.rmtree(root / "kept", ignore_errors=True)
@@ -119,13 +124,24 @@ def _on_path(tool: str) -> list[str]:
 
 
 def prune(cache: Path) -> None:
-    """Delete all but the last few kept builds; one that is in use is left alone."""
+    """Delete all but the last few kept builds, and what killed builds left; one that is in use is left alone."""
     notes = sorted(cache.glob("build-*/kept.json"), key=lambda note: note.stat().st_mtime)
-    for note in notes[:-KEEP]:
-        with (cache / f"{note.parent.name}.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            note.unlink()  # first: half a build must not be taken for a whole one
-            shutil.rmtree(note.parent, ignore_errors=True)
+    lasting = {note.parent for note in notes[-KEEP:]}
+    for root in cache.glob("build-*/"):
+        ours = re.fullmatch(r"build-[0-9a-f]{16}", root.name)  # the folder may hold what others call a build
+        lock = try_lock(root) if ours and root not in lasting else None
+        if lock is not None:
+            with lock:
+                (root / "kept.json").unlink(missing_ok=True)  # first: half a build must not be taken for a whole one
+                shutil.rmtree(root, ignore_errors=True)
+
+
+def try_lock(root: Path) -> IO[str] | None:
+    """Return the lock of a place for builds, None where another has it."""
+    lock = root.with_name(f"{root.name}.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock

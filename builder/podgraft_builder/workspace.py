@@ -1,15 +1,14 @@
 """A copy of the source tree, built before and after the patch at one and the same path."""
 
-import fcntl
 import hashlib
 import os
 import re
+import secrets
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,6 +42,7 @@ class Workspace:
     source: Path
     command: str
     lock: IO[str] | None = None  # children have it, too: those that outlive us still use the place
+    lasts: bool = False
     tree: Path = field(init=False)
     unconfigured: list[Path] = field(default_factory=list)  # build folders that were left out of the copy
 
@@ -66,16 +66,15 @@ class Workspace:
             )
         cache_folder().mkdir(parents=True, exist_ok=True)
         key = hashlib.sha256(f"{source}\0{command}".encode()).hexdigest()[:16]
-        lock = (cache_folder() / f"build-{key}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source, command)
+        lock = kept.try_lock(cache_folder() / f"build-{key}")
+        lasts = lock is not None
+        if lock is None:
+            key = secrets.token_hex(8)
+            lock = kept.try_lock(cache_folder() / f"build-{key}")
         root = cache_folder() / f"build-{key}"
         for name in ("bin", "new", "plain", "tree", "trial"):
             shutil.rmtree(root / name, ignore_errors=True)
-        return cls(root, source, command, lock)
+        return cls(root, source, command, lock, lasts)
 
     def remove(self) -> None:
         """Delete the workspace, but for an old build that is kept."""
@@ -84,6 +83,8 @@ class Workspace:
         else:
             shutil.rmtree(self.root, ignore_errors=True)
         if self.lock is not None:
+            if not self.lasts:
+                Path(self.lock.name).unlink()  # no other will ever have this name
             self.lock.close()
             kept.prune(cache_folder())
 
@@ -93,7 +94,7 @@ class Workspace:
 
     def keep(self, state: str, since: int) -> None:
         """Keep the tree as the old build left it, unless what it was made from has changed since it began."""
-        if self.lock is not None and state == self.state():
+        if self.lasts and state == self.state():
             kept.keep(self.root, self.tree, state, self.root / "old", since)
 
     def state(self) -> str:

@@ -50,7 +50,7 @@ class Running:
         time.sleep(0.02)
         space = Workspace.create(self.source, self.command)
         space.remove()
-        return space.lock is not None
+        return space.lasts
 
 
 @pytest.fixture

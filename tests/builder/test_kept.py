@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podgraft_builder import kept
+from podgraft_builder.workspace import Workspace
 
 KEPT = "old build: the one that is kept from an earlier patch"
 RULES = "prog: main.o work.o more.o\n\tgcc -fPIE -pie -o $@ $^\n%.o: %.c one.h\n\tgcc -O2 -fPIE $(EXTRA) -c $<\n"
@@ -168,3 +170,48 @@ def test_input_that_changes_while_it_is_built(again: Any, what: str, project: An
     again(old, new)
     project._write = lambda *_: None  # it stays as it is now
     assert again(old, new)[1] is False
+
+
+def test_library_that_is_linked(again: Any) -> None:
+    """A library outside of the tree is a part of the program as a header is."""
+    library = again.folder / "libout.a"
+
+    def make(text: str) -> None:
+        (again.folder / "out.c").write_text(text)
+        subprocess.run(["gcc", "-O2", "-fPIE", "-c", "out.c"], cwd=again.folder, check=True)
+        subprocess.run(["ar", "rc", library, "out.o"], cwd=again.folder, check=True)
+
+    make("int h(int a) { return a; }\n")
+    main = "int f(int);\nint h(int);\nint main(int c, char **v) { (void)v; return f(c) + h(c); }\n"
+    old = {**OLD, "main.c": main, "Makefile": RULES.replace("$^", f"$^ {library}")}
+    again(old, FIX)
+    assert again(old, FIX)[1] is True
+    make("int h(int a) { return a + 1; }\n")
+    assert again(old, FIX)[1] is False
+
+
+def test_what_killed_builds_left_goes(tmp_path: Path) -> None:
+    """Folders of builds that nobody uses fill the disk; those in use stay."""
+    killed, used, other = (tmp_path / f"build-{name}" for name in ("0" * 16, "1" * 16, "of-another-program"))
+    for folder in (killed, used, other):
+        (folder / "tree").mkdir(parents=True)
+    lock = kept.try_lock(used)
+    assert lock is not None
+    kept.prune(tmp_path)
+    assert not killed.exists()
+    assert used.exists()
+    assert other.exists()
+    lock.close()
+
+
+def test_second_build_of_the_same_has_a_place_of_its_own(project: Any) -> None:
+    """Two builds at once in one folder would mix their objects."""
+    project._write(OLD, FIX)
+    first = Workspace.create(project.folder / "a", "make")
+    second = Workspace.create(project.folder / "a", "make")
+    assert second.root != first.root
+    kept.prune(project.folder / "cache")
+    assert second.root.exists()
+    second.remove()
+    first.remove()
+    assert [path.suffix for path in (project.folder / "cache").iterdir()] == [".lock"]
