@@ -213,7 +213,7 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
         raise Refusal(
             Reason.BUILD_FAILED,
             f"{options.binary} was made without a compiler call that podgraft could see",
-            "call the compiler by name (gcc, cc, clang), not by a path",
+            "call the compiler by name (gcc, cc, clang), not by a path; name what it links (--binary), not a copy",
         )
     require_kept(old_link)
     require_inside(old_link, space.tree, records)
@@ -235,9 +235,9 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
         if why is not None:
             progress(f"new build, all of it: {why}")
             fresh = _whole_build(space, options, "new", patch)
-    require_anew(forgotten(patched, records, fresh), space.tree)
+    require_anew(forgotten(patched, records, fresh), fresh, space.tree)
     require_copies([*records, *fresh], space.source, names)
-    require_seen(patched, old, [*records, *fresh])
+    require_seen(patched, old, [*records, *fresh], space.source, space.tree)
     new_link = link_of(fresh, binary)
     if new_link is not None:
         require_inside(new_link, space.tree, fresh)

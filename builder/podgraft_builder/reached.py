@@ -22,16 +22,16 @@ _ASIDE = frozenset(
 
 def last_of_each(records: list[Record]) -> list[Record]:
     """Return the last record of each object."""
-    return list({r.output: r for r in records if r.kind == "compile"}.values())
+    return list({_made(r): r for r in records if r.kind == "compile"}.values())
 
 
-def require_seen(patched: set[str], old: list[Input], records: list[Record]) -> None:
-    """A patched source that no compiler saw may be part of an object that the build command did not make."""
+def require_seen(patched: set[str], old: list[Input], records: list[Record], source: Path, tree: Path) -> None:
+    """A patched file that no compiler saw may be part of an object that was there before the build command."""
     depends = {name for r in records if r.kind == "compile" for name in r.depends}
     unseen = sorted(name for name in patched - depends if Path(name).suffix in C_LIKE)
     if not unseen:
         return
-    foreign = _foreign(old, records)
+    foreign = [item for item in _foreign(old, records) if (source / item.path.relative_to(tree)).exists()]
     if foreign:
         member = foreign[0].member or ""
         raise Refusal(
@@ -48,14 +48,16 @@ def _foreign(linked: list[Input], records: list[Record]) -> list[Input]:
     return [item for item in linked if content_hash(item.data) not in compiled]
 
 
-def require_anew(missing: list[Record], tree: Path) -> None:
+def require_anew(missing: list[Record], fresh: list[Record], tree: Path) -> None:
     """Refuse where an object that is made from a patched file is there and was not made, not even from a fresh copy.
 
     Raises:
         Refusal(UNSUPPORTED_CHANGE).
     """
+    done = {r.output for r in fresh if r.kind == "compile"}
     for record in missing:
-        if Path(record.source).exists() and Path(record.program or record.output).exists():
+        there = record.output not in done and Path(record.program or record.output).exists()
+        if there and Path(record.source).exists():
             raise Refusal(
                 Reason.UNSUPPORTED_CHANGE,
                 f"{place_of(record, tree)} is made from a patched file, and the build command does not make it anew",
@@ -86,7 +88,7 @@ def require_inside(link: Record, tree: Path, records: list[Record]) -> None:
         Refusal(UNSUPPORTED_CHANGE).
     """
     copies = {r.output: r.copy for r in records if r.kind == "compile"}
-    begun = min((copy.stat().st_mtime_ns for copy in copies.values()), default=0)
+    begun = min(path.stat().st_mtime_ns for path in [link.map, *copies.values()])
     for path in loaded(link):
         if path.is_relative_to(tree) or (path in copies and path.parent == copies[path].parent):
             continue
@@ -110,8 +112,11 @@ def place_of(record: Record, tree: Path) -> Path:
     return place.relative_to(tree) if place.is_relative_to(tree) else place
 
 
-def _made(record: Record) -> tuple[str, str]:
-    return (record.program, record.source) if record.program else ("", str(record.output))
+def _made(record: Record) -> tuple[str, ...]:
+    """Return what tells an object from others: several may have had one name, one after the other."""
+    if record.program:
+        return record.program, record.source
+    return str(record.output), record.source, *record.arguments
 
 
 def why_whole(names: list[Path], old: list[Input], records: list[Record], source: Path, tree: Path) -> str | None:

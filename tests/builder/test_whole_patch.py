@@ -1,6 +1,7 @@
 """All of a patch reaches the objects, or is refused: whatever the makefiles forget and whatever makes the objects."""
 
 import os
+import subprocess
 from typing import Any, NamedTuple
 
 import pytest
@@ -105,6 +106,16 @@ PAIRS = {
         {**FORGETFUL, "Makefile": MAKE.replace("$(FLAGS)", "-MD -MF /dev/null")},
         {**Q, "y.c": G.replace("a *", "2 * a *")},
     ),
+    "objects that have one name at first, header forgotten": Pair(
+        {"f", "g"},
+        {**FORGETFUL, "Makefile": MAKE.replace("-c -o $@ $<", "-c -o tmp.o $< && mv tmp.o $@")},
+        {**Q, "y.c": G.replace("a *", "2 * a *")},
+    ),
+    "sources from standard input": Pair(
+        {"f", "g"},
+        {**FORGETFUL, "Makefile": MAKE.replace("-c -o $@ $<", "-x c -c -g -ffunction-sections -o $@ - < $<")},
+        Q,
+    ),
     "precompiled header": Pair(
         {"f", "g"},
         {**FORGETFUL, "x.c": F.replace("q.h", "p.h"), "p.h": '#include "q.h"\n',
@@ -204,3 +215,17 @@ def test_sockets_and_pipes_in_the_tree(project: Any) -> None:
     project._write = lambda *_: (project.folder / "fix.patch").write_text(patch)
     project.command = "gcc -O2 -fPIE -pie -Wl,-z,now -o prog *.c"
     assert project.build(FORGETFUL, new)
+
+
+def test_archive_that_was_there_before(project: Any) -> None:
+    """What the build command finds made holds the old code, whatever the patch does to its sources."""
+    project._write(FORGETFUL, {"x.c": F.replace("a *", "2 * a *")})
+    patch = (project.folder / "fix.patch").read_text()
+    made = "gcc -O2 -fPIE -c x.c && ar rc x.a x.o && rm x.o"
+    subprocess.run(["sh", "-c", made], cwd=project.folder / "a", check=True)
+    project._write = lambda *_: (project.folder / "fix.patch").write_text(patch)
+    project.command = "gcc -O2 -fPIE -pie -Wl,-z,now -o prog main.c y.c x.a"
+    with pytest.raises(Refusal) as caught:
+        project.build({}, {})
+    assert caught.value.reason == Reason.UNSUPPORTED_CHANGE
+    assert "x.c is patched but was not compiled" in caught.value.detail
