@@ -11,6 +11,7 @@ import sys
 import time
 
 SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".C", ".s", ".S", ".asm", ".i", ".ii", ".m")
+PREPROCESSED = (".s", ".i", ".ii")  # they have no #include, and no rule is written for them
 HEADERS = (".h", ".hh", ".H", ".hp", ".hxx", ".hpp", ".HPP", ".h++", ".tcc")
 # Options whose value is the next word (GCC manual, "Option Summary"); a value must not be taken for a source.
 WITH_VALUE = frozenset(
@@ -136,7 +137,7 @@ def compile_one(  # noqa: PLR0917 (what is recorded)
             named = [word.split(",", 2)[2] for word in arguments if word.startswith(("-Wp,-MD,", "-Wp,-MMD,"))]
             own = option(arguments, "-MF") or (named or [f"{os.path.splitext(output)[0]}.d"])[-1]
         depends = [absolute(source), *read_dependencies(own)]
-        if len(depends) == 1:
+        if len(depends) == 1 and not source.endswith(PREPROCESSED):
             record(store, kind="blind", cwd=os.getcwd(), output=absolute(output), source=absolute(source))
         with open(output, "rb") as made, open(copy, "wb") as kept:
             kept.write(made.read())

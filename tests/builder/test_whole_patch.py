@@ -229,3 +229,13 @@ def test_archive_that_was_there_before(project: Any) -> None:
         project.build({}, {})
     assert caught.value.reason == Reason.UNSUPPORTED_CHANGE
     assert "x.c is patched but was not compiled" in caught.value.detail
+
+
+def test_assembler_needs_no_whole_build(project: Any) -> None:
+    """The compiler writes no rule for what it does not preprocess: such a file includes nothing."""
+    project.command = "make"
+    assembler = ".globl z\n.type z, @function\nz: ret\n.size z, 1\n.section .note.GNU-stack\n"
+    rules = MAKE.replace("y.o", "y.o z.o") + "z.o: z.s\n\tgcc -c z.s\n"
+    project.build({**FORGETFUL, "Makefile": rules, "z.s": assembler}, {"x.c": F.replace("a *", "2 * a *")})
+    assert "new build, what the patch touches" in project.log
+    assert not [text for text in project.log if "all of it" in text]
