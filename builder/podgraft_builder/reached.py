@@ -140,8 +140,8 @@ def why_whole(names: list[Path], old: list[Input], records: list[Record], source
 
 def _unknown(patched: set[str], old: list[Input], records: list[Record], source: Path, tree: Path) -> str | None:
     """Tell of what it is not known whether it is made from patched files."""
-    blind = next((r for r in records if r.kind == "blind"), None)
-    if blind is not None:
+    blind = next((r for r in records if r.kind == "blind" and Path(r.source).exists()), None)
+    if blind is not None:  # what configure tries is gone by then
         return f"what {place_of(blind, tree)} is made from is not known"
     compiled = {r.source for r in records if r.kind == "compile"}
     for text in {r.source for r in records if r.kind == "text"} - compiled:
