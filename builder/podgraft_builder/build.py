@@ -3,10 +3,12 @@
 import hashlib
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from podgraft_builder.ahead import reading_ahead, touched
 from podgraft_builder.assemble import Assembly
@@ -22,8 +24,18 @@ from podgraft_builder.match import Proof
 from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, lost_objects, old_objects, unchanged_objects
-from podgraft_builder.reached import last_of_each, left_out, require_joined, require_kept, require_seen, steering
-from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
+from podgraft_builder.reached import (
+    forgotten,
+    left_out,
+    only_linked,
+    place_of,
+    require_anew,
+    require_inside,
+    require_kept,
+    require_seen,
+    why_whole,
+)
+from podgraft_builder.records import Input, Record, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
@@ -33,6 +45,14 @@ from podgraft_builder.workspace import Workspace, patched_names
 from podgraft_bundle.bundle import Bundle, write_bundle
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import Hook, Manifest, Module, ObjectFile, Range, ReplacedFunction, version_for
+
+
+class Patch(NamedTuple):
+    """A patch, and what the compilers read in the old build."""
+
+    file: Path
+    read: frozenset[str]
+
 
 Progress = Callable[[str], None]
 Show = Callable[[Explanation], None]
@@ -183,8 +203,9 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
     records = space.restore()
     if records is None:
         progress("old build, one section per function")
+        state, since = space.state(), time.time_ns()
         records = _whole_build(space, options, "old")
-        space.keep()
+        space.keep(state, since)
     else:
         progress("old build: the one that is kept from an earlier patch")
     _require_binary(binary, options)
@@ -193,40 +214,44 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
         raise Refusal(
             Reason.BUILD_FAILED,
             f"{options.binary} was made without a compiler call that podgraft could see",
-            "call the compiler by name (gcc, cc, clang), not by a path",
+            "call the compiler by name (gcc, cc, clang), not by a path; name what it links (--binary), not a copy",
         )
     require_kept(old_link)
+    require_inside(old_link, space.tree, records)
     old = inputs_of(old_link, space.tree, records, records)
     modules = other_modules(records, binary, space.tree)
     names = [Path(name) for name in patched_names(options.patch)]
-    steers = steering(names, records, space.tree)
+    why = why_whole(names, old, records, space.source, space.tree)
     patched = {str((space.tree / name).resolve()) for name in names}
+    patch = Patch(options.patch, frozenset(name for record in records for name in record.depends))
     with reading_ahead([(item.label(space.tree), item.data) for item in touched(old, records, patched)]):
-        if steers is None:
+        fresh: list[Record] = []
+        if why is None:
             progress("new build, what the patch touches")
-            space.apply_patch(options.patch)
+            space.apply_patch(*patch)
             fresh = space.build("new")
-        else:
-            progress(f"new build, all of it: {steers} may decide what is built, and how")
-            fresh = _whole_build(space, options, "new", options.patch)
-    done = {item.output for item in fresh if item.kind == "compile"}
-    forgotten = [r for r in last_of_each(records) if r.depends & patched and r.output not in done]
-    if forgotten:
-        fresh = space.replay(forgotten, "new")
+            missing = forgotten(patched, records, fresh)
+            if missing:  # then what else is made from it, by other programs, may be missing as well
+                why = f"the build command does not make {place_of(missing[0], space.tree)} anew"
+        if why is not None:
+            progress(f"new build, all of it: {why}")
+            fresh = _whole_build(space, options, "new", patch)
+    require_anew(forgotten(patched, records, fresh), fresh, space.tree)
     require_copies([*records, *fresh], space.source, names)
-    require_seen(patched, old, [*records, *fresh])
+    require_seen(patched, old, [*records, *fresh], space.source, space.tree)
     new_link = link_of(fresh, binary)
+    if new_link is not None:
+        require_inside(new_link, space.tree, fresh)
     new = inputs_of(new_link or old_link, space.tree, [*records, *fresh], fresh if new_link else [])
-    for text in left_out(space.tree, patched, [*old, *new], records, fresh):
+    seen_by_linker = only_linked(names, old_link, new_link or old_link, space.tree)
+    for text in (*left_out(space.tree, patched, [*old, *new], records, fresh), *seen_by_linker):
         progress(text)
-    remade = _remade(forgotten, fresh)
-    require_joined(forgotten, remade, old, records)
     after = other_modules([*records, *fresh], binary, space.tree)
-    check_modules(modules, after, remade, space.tree, verdict)
-    return _pairs(space, old, [Input(i.path, i.member, remade.get(content_hash(i.data), i.data)) for i in new])
+    check_modules(modules, after, space.tree, verdict)
+    return _pairs(space, old, new)
 
 
-def _whole_build(space: Workspace, options: Options, name: str, patch: Path | None = None) -> list[Record]:
+def _whole_build(space: Workspace, options: Options, name: str, patch: Patch | None = None) -> list[Record]:
     """Build from a fresh copy of the tree, which may hold what was built in place."""
     stale = (options.source / options.binary).exists()
 
@@ -235,7 +260,7 @@ def _whole_build(space: Workspace, options: Options, name: str, patch: Path | No
         if stale:
             space.clean(archives=archives)
         if patch is not None:
-            space.apply_patch(patch)
+            space.apply_patch(*patch)
         return space.build(name)
 
     try:
@@ -244,12 +269,6 @@ def _whole_build(space: Workspace, options: Options, name: str, patch: Path | No
         if not stale:
             raise
         return attempt(archives=False)  # some build systems never make their archives again
-
-
-def _remade(forgotten: list[Record], fresh: list[Record]) -> dict[str, bytes]:
-    """Return the hash of each object that the build left alone -> what was compiled in its place by itself."""
-    made = {r.output: r.copy for r in fresh if r.kind == "compile"}
-    return {content_hash(r.copy.read_bytes()): made[r.output].read_bytes() for r in forgotten if r.output in made}
 
 
 def _pairs(space: Workspace, old: list[Input], new: list[Input]) -> list[Pair]:

@@ -8,7 +8,7 @@ from elftools.elf.elffile import ELFFile
 
 from podgraft_builder.compare import Comparison
 from podgraft_builder.objects import ObjectFile
-from podgraft_builder.records import Input, Record, content_hash, inputs_of
+from podgraft_builder.records import Input, Record, inputs_of
 from podgraft_builder.verdict import Verdict
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -57,13 +57,12 @@ def _dynamic(path: Path, tag: str) -> list[str]:
         return [str(getattr(item, field)) for item in section.iter_tags(tag)]
 
 
-def check_modules(before: Modules, after: Modules, remade: dict[str, bytes], tree: Path, verdict: Verdict) -> None:
-    """Refuse where code of another module changes; remade maps the hash of an object to what took its place."""
+def check_modules(before: Modules, after: Modules, tree: Path, verdict: Verdict) -> None:
+    """Refuse where code of another module changes."""
     for output, old in before.items():
         new = {item.label(tree): item.data for item in after.get(output, old)}
         for item in old:
             data = new.get(item.label(tree), item.data)
-            data = remade.get(content_hash(item.data), data)
             if data != item.data and _differs(item.label(tree), item.data, data):
                 name = output.relative_to(tree) if output.is_relative_to(tree) else output
                 detail = f"{item.label(tree)} of {name} changes as well"

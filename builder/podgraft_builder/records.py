@@ -18,7 +18,11 @@ _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Record:
-    """One object that was compiled, or (kind "link") one file that was linked."""
+    """One object that was compiled, or (kind "link") one file that was linked.
+
+    Kind "text": a source of which the compiler made text, and what that became is not known. Kind "blind": an object
+    that is made from more than its record can tell.
+    """
 
     kind: str
     cwd: Path
@@ -29,6 +33,7 @@ class Record:
     copy: Path = Path()
     depends: frozenset[str] = frozenset()
     map: Path = Path()
+    program: str = ""  # what one call compiles and links: its objects have new names each time
 
 
 def read_log(store: Path) -> list[Record]:
@@ -58,6 +63,7 @@ def _record(line: dict[str, str | list[str]], resolved: Callable[[str], str]) ->
         copy=Path(text.get("copy", "")),
         depends=frozenset(resolved(name) for name in text.get("depends", "").split("\0") if name),
         map=Path(text.get("map", "")),
+        program=text.get("program", ""),
     )
 
 
@@ -97,7 +103,7 @@ def inputs_of(link: Record, tree: Path, records: list[Record], run: list[Record]
     taken = _made_again(link, run)
     found: list[Input] = []
     for path in loaded(link):
-        if path in copies and not path.is_relative_to(tree):
+        if path in copies and path.parent == copies[path].parent:
             found.append(Input(Path(path.name.split("-", 1)[-1]), None, copies[path].read_bytes()))
         elif path.is_relative_to(tree) and path.is_file():
             data = taken.get(path, path).read_bytes()

@@ -1,14 +1,16 @@
 """A copy of the source tree, built before and after the patch at one and the same path."""
 
-import fcntl
 import hashlib
 import os
 import re
+import secrets
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
-import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -24,6 +26,7 @@ COMPILERS = ["cc", "c++", "gcc", "g++", "clang", "clang++", "c89", "c99"]
 SECTIONS = "-g -gno-split-dwarf -fno-debug-types-section -ffunction-sections -fdata-sections"
 _HEADER = ("-idirafter", str(INCLUDE))  # podgraft.h, behind all that the program has
 _TAIL = 15
+_MOVES = ("rename from ", "rename to ", "copy from ", "copy to ")
 
 
 def cache_folder() -> Path:
@@ -38,11 +41,13 @@ class Workspace:
     root: Path
     source: Path
     command: str
-    lock: IO[str] | None = None
+    lock: IO[str] | None = None  # children have it, too: those that outlive us still use the place
+    lasts: bool = False
     tree: Path = field(init=False)
     unconfigured: list[Path] = field(default_factory=list)  # build folders that were left out of the copy
 
     def __post_init__(self) -> None:
+        self.root = self.root.resolve()  # compilers and linkers name files by where they really are
         self.tree = self.root / "tree"
         self._make_wrappers()
 
@@ -52,19 +57,24 @@ class Workspace:
 
         Where another build of the same is under way, it is a place that nobody uses again. remove() ends the use.
         """
-        cache_folder().mkdir(parents=True, exist_ok=True)
         source = source.resolve()
+        if cache_folder().resolve().is_relative_to(source):
+            raise Refusal(
+                Reason.BUILD_FAILED,
+                f"the cache folder {cache_folder()} lies in the source tree, and the tree is copied to it",
+                "set PODGRAFT_CACHE to a folder outside of the tree",
+            )
+        cache_folder().mkdir(parents=True, exist_ok=True)
         key = hashlib.sha256(f"{source}\0{command}".encode()).hexdigest()[:16]
-        lock = (cache_folder() / f"build-{key}.lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            return cls(Path(tempfile.mkdtemp(prefix="build-", dir=cache_folder())), source, command)
+        lock = kept.try_lock(cache_folder() / f"build-{key}")
+        lasts = lock is not None
+        if lock is None:
+            key = secrets.token_hex(8)
+            lock = kept.try_lock(cache_folder() / f"build-{key}")
         root = cache_folder() / f"build-{key}"
         for name in ("bin", "new", "plain", "tree", "trial"):
             shutil.rmtree(root / name, ignore_errors=True)
-        return cls(root, source, command, lock)
+        return cls(root, source, command, lock, lasts)
 
     def remove(self) -> None:
         """Delete the workspace, but for an old build that is kept."""
@@ -73,30 +83,33 @@ class Workspace:
         else:
             shutil.rmtree(self.root, ignore_errors=True)
         if self.lock is not None:
+            if not self.lasts:
+                Path(self.lock.name).unlink()  # no other will ever have this name
             self.lock.close()
             kept.prune(cache_folder())
 
     def restore(self) -> list[Record] | None:
         """Put the old build of this very tree in place if there is one, and return its records."""
-        return kept.restore(self.root, self.tree, self._state, self.root / "old")
+        return kept.restore(self.root, self.tree, self.state, self.root / "old")
 
-    def keep(self) -> None:
-        """Keep the tree as the old build left it."""
-        if self.lock is not None:
-            kept.keep(self.root, self.tree, self._state(), self.root / "old")
+    def keep(self, state: str, since: int) -> None:
+        """Keep the tree as the old build left it, unless what it was made from has changed since it began."""
+        if self.lasts and state == self.state():
+            kept.keep(self.root, self.tree, state, self.root / "old", since)
 
     def sparing(self) -> AbstractContextManager[None]:
         """Make ready meanwhile what the next patch to this tree needs."""
-        return kept.sparing(self.root) if self.lock is not None else nullcontext()
+        return kept.sparing(self.root) if self.lasts else nullcontext()
 
-    def _state(self) -> str:
+    def state(self) -> str:
+        """Return a digest of what the old build is made from."""
         return kept.state_of(self.source, self._environment(self.root / "old", SECTIONS), self.command)
 
     def copy_tree(self) -> None:
         """Put a fresh copy of the source tree in place, file times kept, without what was configured for its place."""
         if self.tree.exists():
             shutil.rmtree(self.tree)
-        shutil.copytree(self.source, self.tree, symlinks=True)
+        kept.copy(self.source, self.tree)
         self.unconfigured = [folder.relative_to(self.tree) for folder in remove_configured(self.tree)]
 
     def clean(self, *, archives: bool) -> None:
@@ -118,44 +131,37 @@ class Workspace:
         store = self.root / store_name
         shutil.rmtree(store, ignore_errors=True)
         store.mkdir()
-        result = subprocess.run(
-            ["/bin/sh", "-c", self.command],
-            cwd=self.tree,
-            env=self._environment(store, flags),
+        code, text = self._run(["/bin/sh", "-c", self.command], self.tree, self._environment(store, flags))
+        if code != 0:
+            raise Refusal(Reason.BUILD_FAILED, f"{self.command!r} ended with {code}:\n{text}", self._hint())
+        return read_log(store)
+
+    def _run(self, command: list[str], cwd: Path, environment: dict[str, str]) -> tuple[int, str]:
+        """Run a command; return its exit code and its last words. It and all that it started end where we are ended."""
+        with subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
-        )
-        if result.returncode != 0:
-            tail = result.stdout.decode(errors="replace").strip().splitlines()[-_TAIL:]
-            text = "\n".join(tail)
-            raise Refusal(
-                Reason.BUILD_FAILED, f"{self.command!r} ended with {result.returncode}:\n{text}", self._hint()
-            )
-        return read_log(store)
+            process_group=0,
+            pass_fds=[] if self.lock is None else [self.lock.fileno()],
+        ) as child:
+            said = None
+            try:
+                said, _ = child.communicate()
+            finally:
+                if said is None:
+                    with suppress(ProcessLookupError):
+                        os.killpg(child.pid, signal.SIGKILL)
+        return child.returncode, "\n".join(said.decode(errors="replace").strip().splitlines()[-_TAIL:])
 
     def _hint(self) -> str | None:
         if not self.unconfigured:
             return None
         names = ", ".join(str(folder) for folder in self.unconfigured)
         return f"let the build command configure {names} anew: it was configured for its old place and is left out"
-
-    def replay(self, records: list[Record], store_name: str) -> list[Record]:
-        """Compile again, by itself, each object that the build command did not look at."""
-        store = self.root / store_name
-        for item in records:
-            result = subprocess.run(
-                [self.root / "bin" / item.compiler, *item.arguments],
-                cwd=item.cwd,
-                env=self._environment(store, SECTIONS),
-                capture_output=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                tail = result.stderr.decode(errors="replace").strip().splitlines()[-_TAIL:]
-                raise Refusal(Reason.BUILD_FAILED, f"{item.source}:\n" + "\n".join(tail))
-        return read_log(store)
 
     def try_patch(self, patch: Path) -> None:
         """Refuse a patch that does not apply before anything is built. Raises Refusal.
@@ -178,11 +184,12 @@ class Workspace:
         finally:
             shutil.rmtree(trial, ignore_errors=True)
 
-    def apply_patch(self, patch: Path) -> None:
-        """Apply a patch, keep the line numbers of what it leaves alone. Raises Refusal."""
+    def apply_patch(self, patch: Path, read: AbstractSet[str]) -> None:
+        """Apply a patch, keep the line numbers of what it leaves alone in files that compilers read. Raises Refusal."""
         for name in _patch(self.tree, patch):
             before, after = self.source / name, self.tree / name
-            if after.suffix in C_LIKE and before.is_file() and after.is_file():
+            seen = str(after.resolve()) in read  # other programs that read a file may not know what #line is
+            if seen and after.suffix in C_LIKE and before.is_file() and after.is_file():
                 keep_line_numbers(before, after)
 
     def _environment(self, store: Path, flags: str) -> dict[str, str]:
@@ -216,9 +223,14 @@ class Workspace:
             self._wrapper(name)
 
     def _wrapper(self, compiler: str) -> Path:
-        path = self.root / "bin" / Path(compiler).name
+        folder = self.root / "bin"
+        if "/" in compiler:  # it need not be the one of that name on PATH
+            folder /= hashlib.sha256(str(Path(compiler).parent).encode()).hexdigest()[:8]
+            folder.mkdir(exist_ok=True)
+        path = folder / Path(compiler).name
         if not path.exists():
-            path.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{wrapper.__file__}" {path.name} "$@"\n')
+            call = shlex.join([sys.executable, "-I", "-S", wrapper.__file__, compiler])
+            path.write_text(f'#!/bin/sh\nexec {call} "$@"\n')
             path.chmod(0o755)
         return path
 
@@ -242,11 +254,13 @@ def _patch(folder: Path, patch: Path) -> list[str]:
 
 
 def patched_names(patch: Path) -> list[str]:
-    """Return the files that a patch names, first path component stripped."""
+    """Return the files that a patch names, first path component stripped; git names what it renames without one."""
     names = set()
     for line in patch.read_bytes().decode(errors="replace").splitlines():
         if line.startswith(("--- ", "+++ ")):
             name = line[4:].split("\t")[0].strip()
             if name != "/dev/null" and "/" in name:
                 names.add(name.split("/", 1)[1])
+        elif line.startswith(_MOVES):
+            names.add(line.split(" ", 2)[2])
     return sorted(names)

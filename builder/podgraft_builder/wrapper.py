@@ -11,6 +11,8 @@ import sys
 import time
 
 SOURCES = (".c", ".cc", ".cpp", ".cxx", ".c++", ".C", ".s", ".S", ".asm", ".i", ".ii", ".m")
+PREPROCESSED = (".s", ".i", ".ii")  # they have no #include, and no rule is written for them
+HEADERS = (".h", ".hh", ".H", ".hp", ".hxx", ".hpp", ".HPP", ".h++", ".tcc")
 # Options whose value is the next word (GCC manual, "Option Summary"); a value must not be taken for a source.
 WITH_VALUE = frozenset(
     {
@@ -46,21 +48,23 @@ def option(arguments: list[str], name: str) -> str | None:
     return found
 
 
-def sources(arguments: list[str]) -> list[str]:
-    """Return the source files among the arguments."""
+def sources(arguments: list[str], endings: tuple[str, ...] = SOURCES) -> list[str]:
+    """Return the source files among the arguments, or files with other endings."""
     found, skip = [], False
     for word in arguments:
         if skip:
             skip = False
         elif word in WITH_VALUE:
             skip = True
-        elif not word.startswith("-") and word.endswith(SOURCES):
+        elif not word.startswith("-") and word.endswith(endings):
             found.append(word)
     return found
 
 
 def real_compiler(name: str) -> str:
     """Find the compiler that this wrapper stands before."""
+    if "/" in name:
+        return name
     here = os.environ["PODGRAFT_BIN"]
     for folder in os.environ["PATH"].split(os.pathsep):
         path = os.path.join(folder or ".", name)
@@ -116,8 +120,10 @@ def with_system_headers(word: str) -> str:
     return word
 
 
-def compile_one(compiler: str, name: str, arguments: list[str], source: str, output: str) -> int:
-    """Run one compile with the flags added, and record it."""
+def compile_one(  # noqa: PLR0917 (what is recorded)
+    compiler: str, name: str, arguments: list[str], source: str, output: str, program: str = ""
+) -> int:
+    """Run one compile with the flags added, and record it; program is what one call compiles and links."""
     store = os.environ["PODGRAFT_STORE"]
     copy = f"{store}/{new_name()}.o"
     own = f"{copy}.d"
@@ -130,6 +136,9 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
         if explicit:
             named = [word.split(",", 2)[2] for word in arguments if word.startswith(("-Wp,-MD,", "-Wp,-MMD,"))]
             own = option(arguments, "-MF") or (named or [f"{os.path.splitext(output)[0]}.d"])[-1]
+        depends = [absolute(source), *read_dependencies(own)]
+        if len(depends) == 1 and not source.endswith(PREPROCESSED):
+            record(store, kind="blind", cwd=os.getcwd(), output=absolute(output), source=absolute(source))
         with open(output, "rb") as made, open(copy, "wb") as kept:
             kept.write(made.read())
         record(
@@ -141,7 +150,8 @@ def compile_one(compiler: str, name: str, arguments: list[str], source: str, out
             source=absolute(source),
             output=absolute(output),
             copy=copy,
-            depends="\0".join([absolute(source), *read_dependencies(own)]),  # one literal: it is parsed at once
+            program=program,
+            depends="\0".join(depends),  # one literal: it is parsed at once
         )
     return code
 
@@ -150,18 +160,28 @@ def link(compiler: str, name: str, arguments: list[str]) -> int:
     """Compile the sources of a link one by one, so that their objects are known; then link with a map."""
     store, token = os.environ["PODGRAFT_STORE"], new_name()
     output = absolute(option(words(arguments), "-o") or "a.out")
-    if "-x" not in arguments:
+    given = words(arguments)
+    if not any(word.startswith("-x") for word in arguments):
+        stems: list[str] = []
         for source in sources(arguments):
-            made = f"{store}/{token}-{stem(source)}.o"
+            stems.append(stem(source))
+            again = stems.count(stems[-1])  # files of several folders may have one name
+            made = f"{store}/{token}-{stems[-1]}{f'.{again}' if again > 1 else ''}.o"
             others = [word for word in arguments if word not in sources(arguments)]
-            code = compile_one(compiler, name, [*without_link(others), "-c", source, "-o", made], source, made)
+            alone = [*without_link(others), "-c", source, "-o", made]
+            code = compile_one(compiler, name, alone, source, made, output)
             if code != 0:
                 return code
             arguments = [made if word == source else word for word in arguments]
     code = call(compiler, [*arguments, *added_flags(), f"-Wl,-Map={store}/{token}.map"])
     if code == 0:
-        record(store, kind="link", cwd=os.getcwd(), output=output, map=f"{store}/{token}.map")
+        record(store, kind="link", cwd=os.getcwd(), output=output, arguments=given, map=f"{store}/{token}.map")
     return code
+
+
+def makes_header(arguments: list[str]) -> bool:
+    """Say whether headers are compiled into something that other compiles read in their place (GCC manual, 3.22)."""
+    return (option(arguments, "-x") or "").endswith("-header") or bool(sources(arguments, HEADERS))
 
 
 def stem(path: str) -> str:
@@ -191,15 +211,22 @@ def main() -> int:
     if idle or any(
         word in NO_OBJECT or word.startswith(("-print", "-dumpm", "-dumpv", "-dumpf", "-dumps")) for word in seen
     ):
+        for source in map(absolute, sources(seen) if {"-E", "-S"}.intersection(seen) else ()):
+            record(os.environ["PODGRAFT_STORE"], kind="text", cwd=os.getcwd(), output=source, source=source)
         # By its path: gcc looks for its parts beside the name that it was called by, as far as PATH has it.
         os.execv(compiler, [compiler, *arguments])  # noqa: S606 (becomes the compiler)
     files = sources(seen)
-    if "-c" not in seen:
+    if "-c" not in seen and not makes_header(seen):
         return link(compiler, name, arguments)
-    if len(files) != 1:
+    if len(files) == 1:
+        return compile_one(compiler, name, arguments, files[0], option(seen, "-o") or f"{stem(files[0])}.o")
+    if not files or not set(files) <= set(arguments):
         return call(compiler, [*arguments, *added_flags()])
-    output = option(seen, "-o") or f"{stem(files[0])}.o"
-    return compile_one(compiler, name, arguments, files[0], output)
+    codes = [  # one by one, so that the objects are known
+        compile_one(compiler, name, [w for w in arguments if w == file or w not in files], file, f"{stem(file)}.o")
+        for file in files
+    ]
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """The commands of whoever makes a patch: build, diff, inspect."""
 
 import json as json_module
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +21,7 @@ from podgraft_builder.hooks import HEADER, kind_name
 from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
 from podgraft_builder.verdict import OVERRULABLE, Hazard, Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle
-from podgraft_bundle.errors import Reason, Refusal
+from podgraft_bundle.errors import ExitCode, Reason, Refusal
 from podgraft_bundle.manifest import CveId, Manifest, Name, Symbol
 from podgraft_cli.page import write_page
 from podgraft_cli.rungs import NONE, Rungs, find_rungs, ready_engine
@@ -143,7 +146,8 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
         if explanation.refusal is not None:
             show(explanation)
 
-    with ready_engine() as engine:  # it takes as long to load as its answer does, and the build is longer
+    # The engine takes as long to load as its answer does, and the build is longer.
+    with _ended_by_signals(), ready_engine() as engine:
         outcome = build(options, lambda text: err.print(text, markup=False, soft_wrap=True), show_refused)
         rungs = find_rungs(engine, output, outcome.running)
     show(outcome.explanation, rungs)
@@ -169,6 +173,24 @@ def build_command(  # noqa: PLR0917 (typer makes options of them)
         out.print(f"hook: {text}", soft_wrap=True, markup=False)
     counts = f"{len(manifest.functions)} functions, {len(manifest.overruled)} hazards overruled"
     out.print(f"bundle {output}: {counts}", soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """End in good order, with all that was started, where a signal asks for it; one that is ignored stays so."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        err.print(f"ended by {signal.Signals(number).name}")
+        raise SystemExit(ExitCode.FAILED)
+
+    taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def diff(old_objects: Path, new_objects: Path, *, json: Json = False) -> None:
