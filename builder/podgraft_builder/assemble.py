@@ -216,7 +216,7 @@ class Assembly:
             return self.references.function(label, unit.old, original=True), -bias
         if not entry:
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} jumps into the middle of {function.name}")
-        return self.references.function(label, comparison.old.functions[function.name]), -bias
+        return self.references.function(label, comparison.old.functions[function.name], call=call), -bias
 
     def _resolve_name(self, label: str, item: Relocation, *, call: bool) -> tuple[str | int, int]:
         """A name that another object defines, in this patch or in the running program."""

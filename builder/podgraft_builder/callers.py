@@ -7,10 +7,11 @@ from iced_x86 import Register
 
 from podgraft_builder.clobbers import clobbered
 from podgraft_builder.compare import Changed, Comparison
-from podgraft_builder.objects import Function, ObjectFile, Place, place_of
+from podgraft_builder.objects import Function, ObjectFile, Place, base_name, place_of
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
+_OUTLINED = re.compile(r"(\.(?:_omp_\w*fn|_loopfn)\.)\d+$")  # what GCC cuts out to run in other threads
 _CLONE = re.compile(r"\.(isra|constprop|part)\.")  # what GCC makes of a function for some of its callers
 # Types that are returned in rax or xmm0, by the names that GCC gives them in debug information.
 _IN_REGISTER = re.compile(r"_Bool|bool|float|double|char|(un)?signed char|((short|long|long long) )?(unsigned )?int")
@@ -30,6 +31,46 @@ def check_signatures(subject: Subject) -> None:
             if where is not None:
                 detail = f"{subject.label}: {unit.name} never returned and does now; {where}"
                 subject.verdict.refuse(Reason.CHANGED_NORETURN, detail, function=unit.name)
+
+
+def check_outlined(subject: Subject) -> None:
+    """Functions that a compiler cut out of others are given to other threads, and take what those have on their stack.
+
+    A thread that has changed over already may be given an old function's data by one that has not.
+    """
+    comparison = subject.comparison
+    for unit in subject.units:
+        found = _OUTLINED.search(unit.name)
+        if found is not None:
+            first = unit.name[: found.start()] + found[1]
+            before, after = (
+                [n for n in sorted(which.functions) if n.startswith(first) and ".cold" not in n]
+                for which in (comparison.old, comparison.new)
+            )
+            if before != after:
+                detail = f"{subject.label}: there are {len(before)} functions {first}N before and {len(after)} after"
+                detail += "; they are counted: put new ones behind the old"
+                subject.verdict.refuse(Reason.CHANGED_ALIAS, detail, function=unit.name)
+        untyped = found is not None and None in subject.signatures(unit)
+        if untyped or (unit.old.local and base_name(unit.name) in subject.old.nested | subject.new.nested):
+            giver = _changed_giver(comparison, unit)
+            if giver is not None:
+                detail = f"{subject.label}: {unit.name} changes and {giver}, whose frame it uses, has given it away"
+                subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+
+
+def _changed_giver(comparison: Comparison, unit: Changed) -> str | None:
+    """Return a function that changes or goes, and that takes the address of another function."""
+    old = comparison.old
+    replaced = [f for c in comparison.changed.values() for f in (c.old, *c.old_parts)]
+    for giver in (*replaced, *removed_functions(comparison)):
+        calls = old.branch_fields(giver.section)
+        for step in old.decoded(giver).steps:
+            for item in step.relocations:
+                place = place_of(item, step.instruction.next_ip - item.offset)
+                if item.offset not in calls and means(place, old, unit.old, old):
+                    return giver.name
+    return None
 
 
 def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
@@ -139,9 +180,20 @@ def check_gone_callers(subjects: list[Subject]) -> None:
 
 
 def may_run(comparison: Comparison, function: Function) -> bool:
-    """Say whether a removed function can still be entered: known outside its object, or by its address."""
-    parent = comparison.old.functions.get(function.name.partition(".cold")[0], function)
-    return not parent.local or address_taken(comparison.old, parent) is not None
+    """Say whether a removed function can still be entered: from outside its object, by its address, or from another."""
+    old = comparison.old
+    gone = removed_functions(comparison)
+    pending, seen = [function], set[Function]()
+    while pending:
+        current = pending.pop()
+        parent = old.functions.get(old.parent_of(current), current)
+        if parent in seen:
+            continue
+        seen.add(parent)
+        if not parent.local or address_taken(old, parent) is not None:
+            return True
+        pending += [c for c in gone if any(means(place, old, parent, old) for place in branches(old, c))]
+    return False
 
 
 def check_removed_callers(subject: Subject) -> None:

@@ -17,8 +17,8 @@ from podgraft_bundle.errors import Reason, Refusal
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
-_IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
-FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
+IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
+FUNCTION_KINDS = IFUNC_KINDS | {"STT_FUNC"}
 WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
 
@@ -187,7 +187,7 @@ class ObjectFile:
             first = min(items, key=lambda item: (item.local, item.bind, item.name))
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
-            kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
+            kind = IFUNC if any(item.kind in IFUNC_KINDS for item in items) else "STT_FUNC"
             function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
