@@ -23,7 +23,7 @@ from podgraft_builder.modules import check_modules, other_modules
 from podgraft_builder.objects import Function
 from podgraft_builder.pairs import Pair, compare_pairs, lost_objects, old_objects, unchanged_objects
 from podgraft_builder.reached import last_of_each, left_out, require_joined, require_kept, require_seen, steering
-from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of
+from podgraft_builder.records import Input, Record, content_hash, inputs_of, link_of, loaded
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
@@ -193,6 +193,12 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
             Reason.BUILD_FAILED,
             f"{options.binary} was made without a compiler call that podgraft could see",
             "call the compiler by name (gcc, cc, clang), not by a path",
+        )
+    if not loaded(old_link):
+        raise Refusal(
+            Reason.BUILD_FAILED,
+            f"the linker's map of {options.binary} does not tell which objects it took: only that of GNU ld does",
+            "link with GNU ld (-fuse-ld=bfd), and name the binary that runs (--running)",
         )
     require_kept(old_link)
     old = inputs_of(old_link, space.tree, records, records)
