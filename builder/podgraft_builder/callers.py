@@ -26,7 +26,7 @@ def check_signatures(subject: Subject) -> None:
             if where is not None:
                 detail = f"{subject.label}: {unit.name}: {before} -> {after}; {where}"
                 subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
-        if subject.old.noreturn & set(unit.old.aliases) and not subject.new.noreturn & set(unit.new.aliases):
+        if _returns_now(subject, unit):
             where = _unpatched_use(subject, unit)
             if where is not None:
                 detail = f"{subject.label}: {unit.name} never returned and does now; {where}"
@@ -156,27 +156,38 @@ def removed_functions(comparison: Comparison) -> list[Function]:
 
 
 def check_gone_callers(subjects: list[Subject]) -> None:
-    """A function that the new source lacks and that may still run must not call one whose signature changes.
-
-    Clones have no signature: what they take, and what they are made for, is between them and callers made with them.
-    """
+    """A function that the new source lacks and that may still run must not call one that it does not fit any more."""
     for subject in subjects:
         for unit in subject.units:
-            before, after = subject.signatures(unit)
-            if _CLONE.search(unit.name):
-                before, after = f"{unit.name} as it was", "another clone"
-            if before is None or after is None or _compatible(before, after):
-                continue
-            for other in subjects:
+            reason, how = _misfit(subject, unit)
+            for other in subjects if reason is not None else ():
                 which = other.comparison.old
                 for caller in removed_functions(other.comparison):
                     calls = any(
                         means(place, which, unit.old, subject.comparison.old) for place in branches(which, caller)
                     )
-                    if calls and may_run(other.comparison, caller):
-                        detail = f"{subject.label}: {unit.name}: {before} -> {after}; {caller.name}, which is gone from"
-                        detail += " the source, calls it and may still run"
-                        subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+                    if reason is not None and calls and may_run(other.comparison, caller):
+                        detail = f"{subject.label}: {unit.name}{how}; {caller.name}, which is gone from the source,"
+                        subject.verdict.refuse(reason, f"{detail} calls it and may still run", function=unit.name)
+
+
+def _misfit(subject: Subject, unit: Changed) -> tuple[Reason | None, str]:
+    """Say how a new function differs for callers that know the old one.
+
+    Clones have no signature: what they take, and what they are made for, is between them and callers made with them.
+    """
+    if _returns_now(subject, unit):
+        return Reason.CHANGED_NORETURN, " never returned and does now"
+    before, after = subject.signatures(unit)
+    if _CLONE.search(unit.name):
+        before, after = f"{unit.name} as it was", "another clone"
+    if before is None or after is None or _compatible(before, after):
+        return None, ""
+    return Reason.CHANGED_SIGNATURE, f": {before} -> {after}"
+
+
+def _returns_now(subject: Subject, unit: Changed) -> bool:
+    return bool(subject.old.noreturn & set(unit.old.aliases)) and not subject.new.noreturn & set(unit.new.aliases)
 
 
 def may_run(comparison: Comparison, function: Function) -> bool:

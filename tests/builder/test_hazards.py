@@ -334,6 +334,14 @@ PAIRS: dict[str, Pair] = {
         {"lib.c": "#include <stdlib.h>\nvoid end(int a) { if (a > 5) exit(a); }\n"
                   "void *table[] = { end };\nint work(int a) { return a; }\n"},
     ),
+    "function that begins to return, with a caller that is gone": Pair(
+        Reason.CHANGED_NORETURN,
+        {"lib.c": "#include <stdlib.h>\n__attribute__((noreturn, noinline)) static void end(int a) { exit(a); }\n"
+                  "int gone(int a) { if (a > 9) end(a); return a; }\n"
+                  "int work(int a) { if (a > 7) end(a); return gone(a); }\n"},
+        {"lib.c": "#include <stdlib.h>\n__attribute__((noinline)) static void end(int a) { if (a > 15) exit(a); }\n"
+                  "int work(int a) { if (a > 7) end(a); return a; }\n"},
+    ),
     "function that begins to return, with its callers": Pair(
         None,
         {"lib.c": "#include <stdlib.h>\n__attribute__((noreturn, noinline)) static void end(int a) { exit(a); }\n"
