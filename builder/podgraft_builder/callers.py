@@ -223,7 +223,7 @@ def check_removed_callers(subject: Subject) -> None:
 
 
 def _compare_clobbers(comparison: Comparison, caller: Function, old: Function, new: Function) -> None:
-    more = clobbered(comparison.new, new) - clobbered(comparison.old, old)
+    more = clobbered(comparison.new, new, doubt=True) - clobbered(comparison.old, old)
     if more and may_run(comparison, caller):
         names = ", ".join(
             sorted(name.lower() for name, value in vars(Register).items() if type(value) is int and value in more)

@@ -52,7 +52,7 @@ int work(int a) {
     ("text", "before", "after"),
     [(LIB, ["2", "305", "305"], ["2", "4", "505"]), (LOCAL, ["2", "304", "309"], ["2", "504", "1009"])],
 )
-def test_new_code_throws_to_new_code(  # noqa: PLR0917 (a source and what it says)
+def test_new_code_throws_to_new_code(
     project: Any, tmp_path: Path, text: str, before: list[str], after: list[str]
 ) -> None:
     """Both functions are new: one throws and cleans up, the other catches; types may be those of one file."""

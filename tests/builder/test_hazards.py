@@ -106,6 +106,17 @@ LEAF = NOINLINE + "static int leaf(int a) { return a @; }\n" + NOINLINE + "stati
 SIGNED_OLD = "int rand(void);\n" + NOINLINE + "static int leaf(int a) { return a * rand(); }\n"
 SIGNED_NEW = "int rand(void);\n" + NOINLINE + "static int leaf(int a, long b) { return a * rand() + b; }\n"
 MIDDLE = NOINLINE + "static int middle(int a) { return leaf(a) * 3; }\nint gone(int a) { return middle(a) + 2; }\n"
+CHOICE = """
+int (*volatile back)(int);
+int n;
+__attribute__((noinline)) static int leaf(int a) {
+    switch (a) {
+    case 0: n = 5; break; case 1: n = a * 3; break; case 2: n ^= 77; break; case 3: n += 11; break;
+    case 4: n = n / 2; break; case 5: n = 8; break;
+    }
+    return @;
+}
+"""
 MADE = "int f(int);\nint work(int a) { static int n@; n += a; return n NUMBER; }\nint f(int a) { return a * 2 + 1; }\n"
 COROUTINE = """
 #include <coroutine>
@@ -259,6 +270,18 @@ PAIRS: dict[str, Pair] = {
         Reason.IPA_RA_HAZARD,
         {"lib.c": LEAF.replace("@", "+ 1") + MIDDLE + "int work(int a) { return near(a) + 2; }\n"},
         {"lib.c": LEAF.replace("@", "/ 7 * a") + "int work(int a) { return near(a) + 2; }\n"},
+    ),
+    "gone caller of a switch that begins to jump elsewhere": Pair(
+        Reason.IPA_RA_HAZARD,
+        {"lib.c": CHOICE.replace("@", "3") + "int gone(int a, int b, int c) { return leaf(a) + b + c; }\n"
+                  "int work(int a) { return leaf(a) + 2; }\n"},
+        {"lib.c": CHOICE.replace("@", "back(a)") + "int work(int a) { return leaf(a) + 2; }\n"},
+    ),
+    "gone caller of a switch that stays one": Pair(
+        None,
+        {"lib.c": CHOICE.replace("@", "3") + "int gone(int a, int b, int c) { return leaf(a) + b + c; }\n"
+                  "int work(int a) { return leaf(a) + 2; }\n"},
+        {"lib.c": CHOICE.replace("@", "4") + "int work(int a) { return leaf(a) + 2; }\n"},
     ),
     "gone functions that nobody calls any more": Pair(
         None,
