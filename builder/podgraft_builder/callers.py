@@ -75,7 +75,7 @@ def _changed_giver(comparison: Comparison, unit: Changed) -> str | None:
 
 def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
     running = subject.running
-    if running is not None and not unit.old.local and running.exported & set(unit.old.aliases):
+    if running is not None and not unit.old.local and running.exported & unit.old.plain:
         return "it is exported to shared objects"
     where = _pointer_taken(subject.comparison, unit, [*subject.others(), subject.comparison.old])
     return f"old code has taken its address ({where})" if where is not None else None

@@ -96,6 +96,11 @@ class Function:
     kind: str = "STT_FUNC"
     weak: bool = False
 
+    @property
+    def plain(self) -> set[str]:
+        """Return its names without versions."""
+        return {name.partition("@")[0] for name in self.aliases}
+
 
 class Place(NamedTuple):
     """Where a reference points: (section, offset) in the object, or an undefined name and an offset from it.
@@ -184,11 +189,13 @@ class ObjectFile:
                 places.setdefault((item.section or 0, item.value), []).append(item)
         found: dict[str, Function] = {}
         for (section, start), items in places.items():
-            first = min(items, key=lambda item: (item.local, item.bind, item.name))
+            # A name with a version (.symver) is what others know it by; in the object it has one without.
+            first = min(items, key=lambda item: ("@" in item.name, item.local, item.bind, item.name))
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
             kind = IFUNC if any(item.kind in IFUNC_KINDS for item in items) else "STT_FUNC"
-            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
+            local = all(item.local for item in items)
+            function = Function(first.name, section, start, size, local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
 
