@@ -199,7 +199,7 @@ class _Flow:
             return any(held.value.age == _FRESH and held.where in ARGUMENTS for held in before)
         if flow == FlowControl.RETURN:
             return any(value.age != _LEFT_OVER for value in _in_register(before, Register.RAX))
-        if instruction.mnemonic in _COPIES:
+        if instruction.is_string_instruction and instruction.mnemonic in _COPIES:  # MOVSD is of SSE, too
             return bool(_in_register(before, Register.RSI))
         if instruction.mnemonic == Mnemonic.PUSH:
             return value is not None and value.age == _FRESH

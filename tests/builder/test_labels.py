@@ -99,6 +99,17 @@ ORDINARY = (
     "static const void *const labels[] = {&&c0, &&c1, &&c2, &&c3, &&c4, &&c5, &&c6, &&c7};\n"
     "long a = 0, b = 1, c = 2, d = 3, e = 4, f = 5, k = 6;\ngoto *labels[*pc++];\n" + CASES + "}\n"
 )
+DOUBLES = """
+double room[4], other[4];
+long work(const unsigned char *pc, long no, long y, long z) {
+    static const void *const labels[] = {&&c0, &&c1, &&c2};
+    long a = 0;
+    goto *labels[*pc++];
+c0: room[a & 3] = other[a & 1]; a++; goto *labels[*pc++];
+c1: a += y ^ z; other[a & 3] = room[a & 1]; goto *labels[*pc++];
+c2: return a;
+}
+"""
 SWITCH = """
 int g(int);
 int work(int a) {
@@ -135,7 +146,7 @@ def test_labels_that_are_let_out(tmp_path: Path, name: str) -> None:
         assert keeps(tmp_path, OUT[name], command), command
 
 
-@pytest.mark.parametrize("text", [ORDINARY, SWITCH])
+@pytest.mark.parametrize("text", [ORDINARY, DOUBLES, SWITCH])
 def test_labels_that_stay(tmp_path: Path, text: str) -> None:
     """A jump by a table, and a switch, let nothing out, whatever else the function stores, passes and returns."""
     for command in ALL:
