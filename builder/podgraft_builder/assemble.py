@@ -15,6 +15,8 @@ from podgraft_bundle.errors import Reason, Refusal
 
 _KEEP_FLAGS = 0x7  # write, alloc, exec: merging and groups end here
 _FUNC, _NOTYPE = 2, 0
+# Pointers by which exception tables reach local type information; nobody writes to them (GCC, dw2_force_const_mem).
+_INDIRECT = ".LDFCM"
 
 
 @dataclass
@@ -169,7 +171,7 @@ class Assembly:
                 # An inline variable of C++ that another object brought into the running binary.
                 symbol = self.references.external(label, variable.name, reloc.R_64, call=False)
                 return symbol, place.offset - variable.value - bias
-        elif not target.constant:
+        elif not target.constant and _INDIRECT not in target.name:
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} refers to unnamed data in {target.name}")
         return self._include(label, target.index), place.offset - bias
 
@@ -216,7 +218,7 @@ class Assembly:
             return self.references.function(label, unit.old, original=True), -bias
         if not entry:
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} jumps into the middle of {function.name}")
-        return self.references.function(label, comparison.old.functions[function.name]), -bias
+        return self.references.function(label, comparison.old.functions[function.name], call=call), -bias
 
     def _resolve_name(self, label: str, item: Relocation, *, call: bool) -> tuple[str | int, int]:
         """A name that another object defines, in this patch or in the running program."""

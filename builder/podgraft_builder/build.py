@@ -35,7 +35,7 @@ from podgraft_builder.reached import (
     require_seen,
     why_whole,
 )
-from podgraft_builder.records import Input, Record, inputs_of, link_of
+from podgraft_builder.records import Input, Record, inputs_of, link_of, loaded
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
@@ -215,6 +215,12 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
             Reason.BUILD_FAILED,
             f"{options.binary} was made without a compiler call that podgraft could see",
             "call the compiler by name (gcc, cc, clang), not by a path; name what it links (--binary), not a copy",
+        )
+    if not loaded(old_link):
+        raise Refusal(
+            Reason.BUILD_FAILED,
+            f"the linker's map of {options.binary} does not tell which objects it took: only that of GNU ld does",
+            "link with GNU ld (-fuse-ld=bfd), and name the binary that runs (--running)",
         )
     require_kept(old_link)
     require_inside(old_link, space.tree, records)

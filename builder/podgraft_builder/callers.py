@@ -7,10 +7,11 @@ from iced_x86 import Register
 
 from podgraft_builder.clobbers import clobbered
 from podgraft_builder.compare import Changed, Comparison
-from podgraft_builder.objects import Function, ObjectFile, Place, place_of
+from podgraft_builder.objects import Function, ObjectFile, Place, base_name, place_of
 from podgraft_builder.subject import Subject
 from podgraft_bundle.errors import Reason, Refusal
 
+_OUTLINED = re.compile(r"(\.(?:_omp_\w*fn|_loopfn)\.)\d+$")  # what GCC cuts out to run in other threads
 _CLONE = re.compile(r"\.(isra|constprop|part)\.")  # what GCC makes of a function for some of its callers
 # Types that are returned in rax or xmm0, by the names that GCC gives them in debug information.
 _IN_REGISTER = re.compile(r"_Bool|bool|float|double|char|(un)?signed char|((short|long|long long) )?(unsigned )?int")
@@ -25,16 +26,56 @@ def check_signatures(subject: Subject) -> None:
             if where is not None:
                 detail = f"{subject.label}: {unit.name}: {before} -> {after}; {where}"
                 subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
-        if subject.old.noreturn & set(unit.old.aliases) and not subject.new.noreturn & set(unit.new.aliases):
+        if _returns_now(subject, unit):
             where = _unpatched_use(subject, unit)
             if where is not None:
                 detail = f"{subject.label}: {unit.name} never returned and does now; {where}"
                 subject.verdict.refuse(Reason.CHANGED_NORETURN, detail, function=unit.name)
 
 
+def check_outlined(subject: Subject) -> None:
+    """Functions that a compiler cut out of others are given to other threads, and take what those have on their stack.
+
+    A thread that has changed over already may be given an old function's data by one that has not.
+    """
+    comparison = subject.comparison
+    for unit in subject.units:
+        found = _OUTLINED.search(unit.name)
+        if found is not None:
+            first = unit.name[: found.start()] + found[1]
+            before, after = (
+                [n for n in sorted(which.functions) if n.startswith(first) and ".cold" not in n]
+                for which in (comparison.old, comparison.new)
+            )
+            if before != after:
+                detail = f"{subject.label}: there are {len(before)} functions {first}N before and {len(after)} after"
+                detail += "; they are counted: put new ones behind the old"
+                subject.verdict.refuse(Reason.CHANGED_ALIAS, detail, function=unit.name)
+        untyped = found is not None and None in subject.signatures(unit)
+        if untyped or (unit.old.local and base_name(unit.name) in subject.old.nested | subject.new.nested):
+            giver = _changed_giver(comparison, unit)
+            if giver is not None:
+                detail = f"{subject.label}: {unit.name} changes and {giver}, whose frame it uses, has given it away"
+                subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+
+
+def _changed_giver(comparison: Comparison, unit: Changed) -> str | None:
+    """Return a function that changes or goes, and that takes the address of another function."""
+    old = comparison.old
+    replaced = [f for c in comparison.changed.values() for f in (c.old, *c.old_parts)]
+    for giver in (*replaced, *removed_functions(comparison)):
+        calls = old.branch_fields(giver.section)
+        for step in old.decoded(giver).steps:
+            for item in step.relocations:
+                place = place_of(item, step.instruction.next_ip - item.offset)
+                if item.offset not in calls and means(place, old, unit.old, old):
+                    return giver.name
+    return None
+
+
 def _unpatched_use(subject: Subject, unit: Changed) -> str | None:
     running = subject.running
-    if running is not None and not unit.old.local and running.exported & set(unit.old.aliases):
+    if running is not None and not unit.old.local and running.exported & unit.old.plain:
         return "it is exported to shared objects"
     where = _pointer_taken(subject.comparison, unit, [*subject.others(), subject.comparison.old])
     return f"old code has taken its address ({where})" if where is not None else None
@@ -115,33 +156,55 @@ def removed_functions(comparison: Comparison) -> list[Function]:
 
 
 def check_gone_callers(subjects: list[Subject]) -> None:
-    """A function that the new source lacks and that may still run must not call one whose signature changes.
-
-    Clones have no signature: what they take, and what they are made for, is between them and callers made with them.
-    """
+    """A function that the new source lacks and that may still run must not call one that it does not fit any more."""
     for subject in subjects:
         for unit in subject.units:
-            before, after = subject.signatures(unit)
-            if _CLONE.search(unit.name):
-                before, after = f"{unit.name} as it was", "another clone"
-            if before is None or after is None or _compatible(before, after):
-                continue
-            for other in subjects:
+            reason, how = _misfit(subject, unit)
+            for other in subjects if reason is not None else ():
                 which = other.comparison.old
                 for caller in removed_functions(other.comparison):
                     calls = any(
                         means(place, which, unit.old, subject.comparison.old) for place in branches(which, caller)
                     )
-                    if calls and may_run(other.comparison, caller):
-                        detail = f"{subject.label}: {unit.name}: {before} -> {after}; {caller.name}, which is gone from"
-                        detail += " the source, calls it and may still run"
-                        subject.verdict.refuse(Reason.CHANGED_SIGNATURE, detail, function=unit.name)
+                    if reason is not None and calls and may_run(other.comparison, caller):
+                        detail = f"{subject.label}: {unit.name}{how}; {caller.name}, which is gone from the source,"
+                        subject.verdict.refuse(reason, f"{detail} calls it and may still run", function=unit.name)
+
+
+def _misfit(subject: Subject, unit: Changed) -> tuple[Reason | None, str]:
+    """Say how a new function differs for callers that know the old one.
+
+    Clones have no signature: what they take, and what they are made for, is between them and callers made with them.
+    """
+    if _returns_now(subject, unit):
+        return Reason.CHANGED_NORETURN, " never returned and does now"
+    before, after = subject.signatures(unit)
+    if _CLONE.search(unit.name):
+        before, after = f"{unit.name} as it was", "another clone"
+    if before is None or after is None or _compatible(before, after):
+        return None, ""
+    return Reason.CHANGED_SIGNATURE, f": {before} -> {after}"
+
+
+def _returns_now(subject: Subject, unit: Changed) -> bool:
+    return bool(subject.old.noreturn & set(unit.old.aliases)) and not subject.new.noreturn & set(unit.new.aliases)
 
 
 def may_run(comparison: Comparison, function: Function) -> bool:
-    """Say whether a removed function can still be entered: known outside its object, or by its address."""
-    parent = comparison.old.functions.get(function.name.partition(".cold")[0], function)
-    return not parent.local or address_taken(comparison.old, parent) is not None
+    """Say whether a removed function can still be entered: from outside its object, by its address, or from another."""
+    old = comparison.old
+    gone = removed_functions(comparison)
+    pending, seen = [function], set[Function]()
+    while pending:
+        current = pending.pop()
+        parent = old.functions.get(old.parent_of(current), current)
+        if parent in seen:
+            continue
+        seen.add(parent)
+        if not parent.local or address_taken(old, parent) is not None:
+            return True
+        pending += [c for c in gone if any(means(place, old, parent, old) for place in branches(old, c))]
+    return False
 
 
 def check_removed_callers(subject: Subject) -> None:
@@ -160,7 +223,7 @@ def check_removed_callers(subject: Subject) -> None:
 
 
 def _compare_clobbers(comparison: Comparison, caller: Function, old: Function, new: Function) -> None:
-    more = clobbered(comparison.new, new) - clobbered(comparison.old, old)
+    more = clobbered(comparison.new, new, doubt=True) - clobbered(comparison.old, old)
     if more and may_run(comparison, caller):
         names = ", ".join(
             sorted(name.lower() for name, value in vars(Register).items() if type(value) is int and value in more)

@@ -12,6 +12,7 @@ from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 
 CLASS_TABLES = ("_ZTV", "_ZTI", "_ZTS", "_ZTT")  # vtable, type information, its name, VTT (Itanium C++ ABI, 5.1.4)
+GUARD = "_ZGV"  # guard variable (5.1.5.2)
 START_STOP = (".init_array", ".fini_array", ".preinit_array", ".ctors", ".dtors", ".init", ".fini")
 
 
@@ -285,7 +286,17 @@ class Comparison:
             for item in new_items:
                 if item.kind == "STT_TLS" and item not in self.old_of:
                     raise Refusal(Reason.NEW_TLS, f"{self.new.label}: {item.name}")
+        self._compare_guards()
         self._compare_names()
+
+    def _compare_guards(self) -> None:
+        """A variable whose guard comes would be made a second time (Itanium C++ ABI, 3.3.3 and 5.1.5.2)."""
+        known = {old.name for old in self.old_of.values()}
+        for guard in self.new_variables:
+            name = guard.name.replace(GUARD, "_Z", 1)
+            if guard.name.startswith(GUARD) and name in known:
+                detail = f"{self.new.label}: {name} is now made by the first call, which would undo its value"
+                self.data.append(ChangedData(Reason.CHANGED_DATA, detail, kept=False))
 
     def _compare_names(self) -> None:
         """A variable that goes while another of its size comes may be renamed: its value would be lost."""

@@ -66,13 +66,15 @@ class Layout:
 class Debug:
     """Types by name ("struct client"), signatures by function, types of variables ("count", "function::count").
 
-    noreturn: functions that are declared so. producers: compilers with their flags. cpp, assembler: languages seen.
+    noreturn: functions that are declared so. nested: those inside of functions (GNU C, Fortran).
+    producers: compilers with their flags. cpp, assembler: languages seen.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
     signatures: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     noreturn: set[str] = field(default_factory=set)
+    nested: set[str] = field(default_factory=set)
     producers: set[str] = field(default_factory=set)
     cpp: bool = False
     assembler: bool = False
@@ -169,6 +171,12 @@ def _inside(parent: DIE, owner: str, debug: Debug) -> None:
             debug.variables[key] = text if known is None else f"{known}, {text}"
         elif die.tag == "DW_TAG_lexical_block":
             _inside(die, owner, debug)
+        elif die.tag == "DW_TAG_subprogram" and name_of(die) and "DW_AT_declaration" not in die.attributes:
+            if "DW_AT_artificial" in die.attributes:  # outlined by GCC, as for OpenMP
+                _function(die, name_of(die), debug)
+            else:
+                debug.nested.add(name_of(die))
+                _inside(die, name_of(die), debug)
 
 
 def _is_static(die: DIE) -> bool:

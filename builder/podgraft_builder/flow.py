@@ -1,8 +1,11 @@
 """Hazards of what a changed function does: it never ends, it is jumped back into, it holds locks."""
 
+import re
+
 from iced_x86 import FlowControl
 
 from podgraft_builder.compare import Changed
+from podgraft_builder.escapes import lets_labels_out
 from podgraft_builder.labels import keeps_label, leads_into
 from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.outlook import Outlook, outlook_of
@@ -16,6 +19,8 @@ JUMPS_BACK = frozenset(
         *("__sigsetjmp_chk", "savectx"),
     }
 )
+# What GCC (actor, destroy) and clang make of a coroutine; GCC's destroy calls the actor and does nothing itself.
+_COROUTINE = re.compile(r"\.(actor|resume|destroy|cleanup)$")
 _KINDS = ("pthread_mutex_", "pthread_rwlock_", "pthread_spin_", "mtx_")
 _ACTIONS = ("lock", "trylock", "timedlock", "clocklock", "unlock", "rdlock", "wrlock", "tryrdlock", "trywrlock")
 LOCKS = frozenset({kind + action for kind in _KINDS for action in _ACTIONS}) | {
@@ -29,6 +34,7 @@ def check_flow(subject: Subject) -> None:
     for unit in subject.units:
         _check_quiescence(subject, unit)
         _check_jumps_back(subject, unit)
+        _check_suspends(subject, unit)
         _check_labels(subject, unit)
         _check_locks(subject, unit)
 
@@ -58,6 +64,15 @@ def _check_jumps_back(subject: Subject, unit: Changed) -> None:
             return
 
 
+def _check_suspends(subject: Subject, unit: Changed) -> None:
+    """A suspended call of a coroutine (C++20) lies in memory, and goes on in the middle of the new code."""
+    found = _COROUTINE.search(unit.name)
+    if found is not None:
+        detail = f"{subject.label}: {unit.name} is a coroutine: a call that is suspended would go on in the new code"
+        layout = "" if found[1] == "actor" else "; nothing tells what clang keeps in its frame"
+        subject.verdict.refuse(Reason.SETJMP_CALLER, detail + layout, function=unit.name, final=bool(layout))
+
+
 def _check_labels(subject: Subject, unit: Changed) -> None:
     """New code must never jump to a label of the old that was saved somewhere."""
     comparison = subject.comparison
@@ -68,6 +83,10 @@ def _check_labels(subject: Subject, unit: Changed) -> None:
         keeps = any(keeps_label(which, function) for function in functions)
         if keeps and any(_jumps_indirectly(which, function) for function in functions):
             detail = f"{subject.label}: {unit.name} takes the address of a label and jumps to one that it has kept"
+            subject.verdict.refuse(Reason.COMPUTED_GOTO, detail, function=unit.name)
+            return
+        if lets_labels_out(which, functions):
+            detail = f"{subject.label}: {unit.name} keeps what its table of labels holds, or passes it on"
             subject.verdict.refuse(Reason.COMPUTED_GOTO, detail, function=unit.name)
             return
 

@@ -14,7 +14,7 @@ from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason
 
 # psABI x86-64, figure 3.4
-_ARGUMENTS = frozenset({Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9})
+ARGUMENTS = frozenset({Register.RDI, Register.RSI, Register.RDX, Register.RCX, Register.R8, Register.R9})
 _WRITES = frozenset({OpAccess.WRITE, OpAccess.COND_WRITE})
 _COMPARES = frozenset({Mnemonic.CMP, Mnemonic.TEST})
 
@@ -86,14 +86,14 @@ def _lets_out(steps: tuple[Step, ...], register: int) -> bool:  # noqa: PLR0911 
         instruction = step.instruction
         flow = instruction.flow_control
         if flow in {FlowControl.CALL, FlowControl.INDIRECT_CALL}:
-            if register in _ARGUMENTS:
+            if register in ARGUMENTS:
                 return True
             if register in CALLER_SAVED:
                 return False
         if flow == FlowControl.RETURN:
             return register == Register.RAX
         tail = flow in {FlowControl.UNCONDITIONAL_BRANCH, FlowControl.INDIRECT_BRANCH}
-        if tail and register in _ARGUMENTS and (step.relocations or flow == FlowControl.INDIRECT_BRANCH):
+        if tail and register in ARGUMENTS and (step.relocations or flow == FlowControl.INDIRECT_BRANCH):
             return True
         plain = [n for n in range(instruction.op_count) if instruction.op_kind(n) == OpKind.REGISTER]
         operands = [n for n in plain if RegisterExt.full_register(instruction.op_register(n)) == register]

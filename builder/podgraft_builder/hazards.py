@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from podgraft_builder.callers import check_gone_callers, check_removed_callers, check_signatures
+from podgraft_builder.callers import check_gone_callers, check_outlined, check_removed_callers, check_signatures
 from podgraft_builder.closures import check_closures
 from podgraft_builder.compare import Comparison
 from podgraft_builder.dwarf import read_debug
@@ -60,9 +60,15 @@ def _check_data(subject: Subject) -> None:
 
 
 def _check_ifunc(subject: Subject) -> None:
-    for unit in subject.units:
-        if IFUNC in {unit.old.kind, unit.new.kind}:
-            raise Refusal(Reason.IFUNC_RESOLVER, f"{subject.label}: {unit.name} changes; it has run already")
+    """Nobody runs the resolver of an ifunc but the loader, once, at start."""
+    changed = [unit.name for unit in subject.units if IFUNC in {unit.old.kind, unit.new.kind}]
+    for name in changed:
+        detail = f"{subject.label}: {name} changes; it has run already"
+        subject.verdict.refuse(Reason.IFUNC_RESOLVER, detail, function=name)
+    for function in subject.comparison.new_functions.values():
+        if function.kind == IFUNC:
+            detail = f"{subject.label}: {function.name} is new, and which code it is would have been chosen at start"
+            subject.verdict.refuse(Reason.IFUNC_RESOLVER, detail, function=function.name)
 
 
 def _check_language(subject: Subject) -> None:
@@ -88,14 +94,14 @@ def _check_layouts(subject: Subject) -> None:
             raise Refusal(Reason.CHANGED_LAYOUT, f"{subject.label}: variable {name}: {before} -> {now}")
 
 
-_EVERY = (check_sections, check_names, check_new_definitions, check_compiler, check_hardening)
+_EVERY = (_check_ifunc, check_sections, check_names, check_new_definitions, check_compiler, check_hardening)
 _CHANGED = (
-    _check_ifunc,
     check_removed_callers,
     _check_language,
     _check_layouts,
     check_closures,
     check_signatures,
+    check_outlined,
     check_running_names,
     check_strangers,
     check_flow,

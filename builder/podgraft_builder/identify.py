@@ -141,7 +141,8 @@ def _require_consistent(search: _Search) -> None:
             owners[address].add(f"{function.name} ({search.objects[number].label})")
         for name in function.aliases:
             learnt = search.names.get(name, address)  # a PLT entry says nothing of where the function is
-            if not function.local and learnt != address and learnt not in search.running.plt:
+            entry = learnt in search.running.plt or learnt in search.running.chosen
+            if not function.local and learnt != address and not entry:
                 at = f"{learnt:#x} and at {address:#x}"
                 raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{name} is at {at} in {search.running.path}")
     for address, names in owners.items():
@@ -155,7 +156,7 @@ def _functions(search: _Search) -> Iterator[Named]:
         file = search.objects[number].source if function.local else ""
         for name in function.aliases:
             size = search.frames[address]
-            yield Named(name, file, "STT_FUNC", function.local, address, size, weak=function.weak)
+            yield Named(name, file, function.kind, function.local, address, size, weak=function.weak)
 
 
 def _variables(search: _Search) -> Iterator[Named]:

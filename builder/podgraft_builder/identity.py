@@ -58,7 +58,7 @@ def check_running_names(subject: Subject) -> None:
             if named.kind not in FUNCTION_KINDS or (unit.old.local and named.file != subject.comparison.old.source):
                 continue
             others = {n.name for n in running.names_at.get(named.address, []) if n.kind in FUNCTION_KINDS}
-            more = sorted(others - set(unit.old.aliases))
+            more = sorted(others - unit.old.plain)
             if more:
                 detail = f"{unit.name} and {' and '.join(more)} are one function in {running.path}"
                 subject.verdict.refuse(Reason.FOLDED_FUNCTIONS, detail, function=unit.name)

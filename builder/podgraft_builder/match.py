@@ -10,9 +10,25 @@ from iced_x86 import Instruction, OpKind, Register
 
 from podgraft_builder import reloc
 from podgraft_builder.code import IMMEDIATES, Body, Step, decode, is_branch
-from podgraft_builder.objects import FUNCTION_KINDS, Function, ObjectFile, Place, Relocation, Section, place_of
-from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
+from podgraft_builder.objects import (
+    FUNCTION_KINDS,
+    IFUNC,
+    IFUNC_KINDS,
+    Function,
+    ObjectFile,
+    Place,
+    Relocation,
+    Section,
+    place_of,
+)
+from podgraft_builder.running import DEBUG_FOLDER, RELATIVE, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
+
+# What an instruction says beside its operands: prefixes, and what only EVEX can (Intel SDM vol. 2A, 2.7).
+_BESIDE = (
+    *("has_rep_prefix", "has_repne_prefix", "has_lock_prefix", "segment_prefix"),
+    *("op_mask", "zeroing_masking", "rounding_control", "suppress_all_exceptions", "is_broadcast"),
+)
 
 
 class Mismatch(Exception):
@@ -189,6 +205,9 @@ class Proof:
         own = place.section is not None and not item.symbol.local
         if own and place.offset == item.symbol.value and self.running.plt.get(target) == item.symbol.name:
             return  # exported by a library, and called as the loader decides: nothing to learn of our own function
+        if self._is_chosen(place):
+            self._learn_name(item.symbol.name, target)
+            return
         if place.section is not None and ours.start <= place.offset < ours.end and self._is_self(place, ours):
             if ours.index_of(place.offset) != theirs.index_of(target):
                 raise Mismatch(_both(x, y) + ": other target")
@@ -197,6 +216,11 @@ class Proof:
 
     def _is_start(self, place: Place) -> bool:
         return any(f.start == place.offset for f in self.object.functions_in(place.section or 0))
+
+    def _is_chosen(self, place: Place) -> bool:
+        """Say whether a place is an ifunc of the object: what is called is not what lies there."""
+        function = self.object.function_at(place.section, place.offset) if place.section is not None else None
+        return function is not None and function.kind == IFUNC and place.symbol.kind in IFUNC_KINDS
 
     def _is_self(self, place: Place, ours: Body) -> bool:
         function = self.object.function_at(place.section or 0, place.offset)
@@ -212,6 +236,8 @@ class Proof:
             filled = self.running.slots.get(target)
             if filled is not None and filled[0] != name:
                 raise Mismatch(f"GOT slot of {filled[0]} where {name} was built")
+            if filled is None and item.type != reloc.R_GOTTPOFF:
+                self._match_slot(item, target)
             return
         if item.type == reloc.R_GOTTPOFF:  # relaxed to an immediate or an offset (psABI section 4.4.3, IE -> LE)
             constant = y.op_count > 1 and y.op1_kind in IMMEDIATES
@@ -224,6 +250,12 @@ class Proof:
         if direct is None:
             raise Mismatch(_both(x, y))
         self.learn(item, place, direct, [])
+
+    def _match_slot(self, item: Relocation, slot: int) -> None:
+        """Learn what a slot holds that the linker has filled, but for what a resolver chooses."""
+        named, kind, value = self.running.pointer(slot)
+        if kind == RELATIVE and not named:
+            self.learn(item, Place(item.symbol, item.symbol.section, item.symbol.value, item.symbol.value), value, [])
 
     def learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
         """Note where a reference leads; a second, other answer is a mismatch."""
@@ -266,6 +298,8 @@ class Proof:
             raise Mismatch(f"{name} is at {address:#x} and at {self.names[name]:#x}")
         imported = self.running.plt.get(address)
         known = {n.address for n in self.running.by_name.get(name, [])}
+        if self.running.chosen.get(address) in known:
+            return  # an ifunc, called through the entry that its resolver has filled
         if (imported is not None and imported != name) or (imported is None and known and address not in known):
             raise Mismatch(f"{name} was built, {imported or hex(address)} runs")
 
@@ -332,8 +366,7 @@ def _same_instruction(x: Instruction, y: Instruction, free: str | set[str] | Non
     skip = {free} if isinstance(free, str) else free or set()
     if x.mnemonic != y.mnemonic or x.op_count != y.op_count or x.code != y.code:
         return False
-    prefixes = ("has_rep_prefix", "has_repne_prefix", "has_lock_prefix", "segment_prefix")
-    if any(getattr(x, name) != getattr(y, name) for name in prefixes):
+    if any(getattr(x, name) != getattr(y, name) for name in _BESIDE):
         return False
     for index in range(x.op_count):
         kind = x.op_kind(index)

@@ -17,8 +17,8 @@ from podgraft_bundle.errors import Reason, Refusal
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
-_IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
-FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
+IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
+FUNCTION_KINDS = IFUNC_KINDS | {"STT_FUNC"}
 WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
 _SUFFIX = re.compile(r"\.\d+$")
 
@@ -95,6 +95,11 @@ class Function:
     aliases: tuple[str, ...]
     kind: str = "STT_FUNC"
     weak: bool = False
+
+    @property
+    def plain(self) -> set[str]:
+        """Return its names without versions."""
+        return {name.partition("@")[0] for name in self.aliases}
 
 
 class Place(NamedTuple):
@@ -184,11 +189,13 @@ class ObjectFile:
                 places.setdefault((item.section or 0, item.value), []).append(item)
         found: dict[str, Function] = {}
         for (section, start), items in places.items():
-            first = min(items, key=lambda item: (item.local, item.bind, item.name))
+            # A name with a version (.symver) is what others know it by; in the object it has one without.
+            first = min(items, key=lambda item: ("@" in item.name, item.local, item.bind, item.name))
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
-            kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
-            function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
+            kind = IFUNC if any(item.kind in IFUNC_KINDS for item in items) else "STT_FUNC"
+            local = all(item.local for item in items)
+            function = Function(first.name, section, start, size, local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
 

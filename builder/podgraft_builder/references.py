@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import FUNCTION_KINDS, Function
+from podgraft_builder.objects import FUNCTION_KINDS, IFUNC, IFUNC_KINDS, Function
 from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -21,10 +21,12 @@ class References:
     made: dict[str, Reference] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
 
-    def function(self, label: str, old: Function, *, original: bool = False) -> str:
+    def function(self, label: str, old: Function, *, original: bool = False, call: bool = False) -> str:
         """Refer to a function of the object, proven equal to the one that runs."""
         named = self._weak(old) or self.proofs[label].prove(old)
-        if named.kind != "STT_FUNC":
+        if old.kind == IFUNC and call:
+            return self._chosen(label, old.name, named)
+        if old.kind == IFUNC or named.kind in IFUNC_KINDS:
             raise Refusal(Reason.IFUNC_RESOLVER, f"{old.name} is chosen at start by an ifunc resolver")
         wish = f"{old.name}.original" if original else old.name
         return self._offset(wish, label, named.address)
@@ -117,10 +119,11 @@ class References:
     def _called(self, label: str, name: str, defined: list[Named]) -> str:
         known = self._proven(label).get(name)
         if known is not None:
-            wish = f"{name}.plt" if known in self.running.plt else name
+            wish = f"{name}.plt" if known in self.running.plt or known in self.running.chosen else name
             return self._offset(wish, label, known)
         if len({n.address for n in defined}) == 1:
-            self._not_ifunc(name, defined[0])
+            if defined[0].kind in IFUNC_KINDS:
+                return self._chosen(label, name, defined[0])
             return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
@@ -165,8 +168,15 @@ class References:
             found = [n for n in found if not n.local] or found
         return found[0] if len({n.address for n in found}) == 1 else None
 
+    def _chosen(self, label: str, name: str, named: Named) -> str:
+        """Refer to an ifunc for a call: by the entry that its resolver has filled. Raises Refusal."""
+        entry = self.running.chosen_entry(named.address)
+        if entry is None:
+            self._not_ifunc(name, named)
+        return self._offset(f"{name}.plt", label, entry or 0)
+
     def _not_ifunc(self, name: str, named: Named) -> None:
-        if named.kind in {"STT_GNU_IFUNC", "STT_LOOS"}:
+        if named.kind in IFUNC_KINDS:
             raise Refusal(Reason.IFUNC_RESOLVER, f"{name} is chosen at start by an ifunc resolver")
 
     def _offset(self, wish: str, label: str, address: int) -> str:

@@ -26,7 +26,7 @@ DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 _COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 18, 8, 37
 SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
 _RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
-_PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got")
+_PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got", ".iplt")
 
 
 class Named(NamedTuple):
@@ -231,6 +231,11 @@ class RunningBinary:
                     found[offset] = (name, kind, addend)
         return found
 
+    def pointer(self, address: int) -> tuple[str, int, int]:
+        """Return symbol, type and value of a pointer in the file; packed relative ones (RELR) are in place."""
+        found = self.relocated.get(address)
+        return found or ("", RELATIVE, int.from_bytes(self.read(address, 8) or b"", "little"))
+
     def slot_of(self, name: str, *, address_taken: bool) -> int | None:
         """Return a GOT slot that holds the address of an imported symbol once the loader is done with it.
 
@@ -263,19 +268,34 @@ class RunningBinary:
 
     @cached_property
     def plt(self) -> dict[int, str]:
-        """Return PLT entry -> imported function, found by what each entry jumps through."""
-        found: dict[int, str] = {}
+        """Return PLT entry -> imported function."""
+        return {entry: self.slots[slot][0] for entry, slot in self._entries.items() if slot in self.slots}
+
+    @cached_property
+    def chosen(self) -> dict[int, int]:
+        """Return PLT entry -> the resolver that chooses at start where it leads (gABI of GNU, STT_GNU_IFUNC)."""
+        pointers = {entry: self.relocated.get(slot, ("", 0, 0)) for entry, slot in self._entries.items()}
+        return {entry: value for entry, (_, kind, value) in pointers.items() if kind == IRELATIVE}
+
+    def chosen_entry(self, resolver: int) -> int | None:
+        """Return the PLT entry for what a resolver chooses."""
+        return next((entry for entry, address in sorted(self.chosen.items()) if address == resolver), None)
+
+    @cached_property
+    def _entries(self) -> dict[int, int]:
+        """Return PLT entry -> the slot that it jumps through."""
+        found: dict[int, int] = {}
         for name in _PLT_SECTIONS:
             section = self._elf.get_section_by_name(name)
             if section is None:
                 continue
-            size = section["sh_entsize"] or 16
+            size = section["sh_entsize"] or 8  # GNU ld tells no size of those that a static program has for ifuncs
             size = 8 if name == ".plt.got" and size not in {8, 16} else size
             data = section.data()
             for at in range(0, len(data) - size + 1, size):
                 slot = _jumps_through(data[at : at + size], section["sh_addr"] + at)
-                if slot in self.slots:
-                    found.setdefault(section["sh_addr"] + at, self.slots[slot][0])
+                if slot is not None:
+                    found[section["sh_addr"] + at] = slot
         return found
 
     def plt_of(self, name: str) -> int | None:

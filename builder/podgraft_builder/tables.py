@@ -13,7 +13,7 @@ from podgraft_builder import reloc
 from podgraft_builder.code import decode
 from podgraft_builder.match import Mismatch, Proof
 from podgraft_builder.objects import (
-    FUNCTION_KINDS,
+    IFUNC_KINDS,
     SHF_GROUP,
     SHF_TLS,
     WEAK,
@@ -26,7 +26,6 @@ from podgraft_builder.objects import (
 from podgraft_builder.running import IRELATIVE, RELATIVE, SYMBOLIC
 from podgraft_bundle.errors import Reason, Refusal
 
-_IFUNC_KINDS = FUNCTION_KINDS - {"STT_FUNC"}
 _CHUNK = 1 << 20
 # __DATE__ and __TIME__ (C11 6.10.8.1) as the builds here have them (SOURCE_DATE_EPOCH=0), and as others may.
 _OUR_TIME = re.compile(rb"Jan  1 1970|00:00:00")
@@ -68,7 +67,7 @@ class _Tables:
             section = self.object.sections.get(symbol.section or 0)
             if slot is None or section is None or section.executable or section.flags & SHF_TLS or symbol.bind in WEAK:
                 continue
-            name, _, value = self._entry(slot)
+            name, _, value = self.running.pointer(slot)
             found = {n.address for n in self.running.by_name.get(name, []) if n.shared} if name else {value}
             if len(found) == 1:
                 self.proof.learn_section(section.index, found.pop() - symbol.value)
@@ -127,13 +126,8 @@ class _Tables:
                     found[place.section][place.offset] = proven or found[place.section].get(place.offset, False)
         return found
 
-    def _entry(self, address: int) -> tuple[str, int, int]:
-        """Return symbol, type and value of a pointer in the file; packed relative ones (RELR) are in place."""
-        found = self.running.relocated.get(address)
-        return found or ("", RELATIVE, int.from_bytes(self.running.read(address, 8) or b"", "little"))
-
     def _match_entry(self, item: Relocation, address: int) -> None:
-        name, kind, value = self._entry(address)
+        name, kind, value = self.running.pointer(address)
         place = place_of(item, 0)
         if item.symbol.special == "SHN_ABS" or self._is_ifunc(item, kind):
             return
@@ -149,8 +143,8 @@ class _Tables:
     def _is_ifunc(self, item: Relocation, kind: int) -> bool:
         """Say whether a resolver chooses what the entry is, so that the file does not tell."""
         if item.symbol.section is not None:
-            return item.symbol.kind in _IFUNC_KINDS
-        return kind == IRELATIVE or any(n.kind in _IFUNC_KINDS for n in self.running.by_name.get(item.symbol.name, []))
+            return item.symbol.kind in IFUNC_KINDS
+        return kind == IRELATIVE or any(n.kind in IFUNC_KINDS for n in self.running.by_name.get(item.symbol.name, []))
 
     def _match_symbolic(self, item: Relocation, place: Place, name: str, addend: int) -> None:
         if name in _meant(item.symbol.name) and addend == item.addend:

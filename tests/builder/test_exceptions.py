@@ -27,13 +27,37 @@ int work(int a) {
     catch (const std::runtime_error &e) { return @ * 100 + std::string(e.what()).size(); }
 }
 """
+# Old code throws what new code catches, by type information that is this file's own.
+LOCAL = """
+namespace { struct low { int a; }; }
+int kept;
+__attribute__((noinline)) int risky(int a) {
+    if (a > 2) throw low{a};
+    return a;
+}
+int work(int a) {
+    struct high { int a; };
+    try {
+        if (a > 4 && @ > 3) throw high{a};
+        return risky(a);
+    }
+    catch (const low &e) { return @ * 100 + e.a; }
+    catch (const high &e) { return @ * 200 + e.a; }
+}
+"""
 
 
 @pytest.mark.engine
-def test_new_code_throws_to_new_code(project: Any, tmp_path: Path) -> None:
-    """Both functions are new: one throws and cleans up, the other catches."""
+@pytest.mark.parametrize(
+    ("text", "before", "after"),
+    [(LIB, ["2", "305", "305"], ["2", "4", "505"]), (LOCAL, ["2", "304", "309"], ["2", "504", "1009"])],
+)
+def test_new_code_throws_to_new_code(
+    project: Any, tmp_path: Path, text: str, before: list[str], after: list[str]
+) -> None:
+    """Both functions are new: one throws and cleans up, the other catches; types may be those of one file."""
     project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
-    outcome = project.build({"main.cc": MAIN, "lib.cc": LIB.replace("@", "3")}, {"lib.cc": LIB.replace("@", "5")})
+    outcome = project.build({"main.cc": MAIN, "lib.cc": text.replace("@", "3")}, {"lib.cc": text.replace("@", "5")})
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([outcome.running], **pipes) as program:
 
@@ -42,9 +66,9 @@ def test_new_code_throws_to_new_code(project: Any, tmp_path: Path) -> None:
             program.stdin.flush()
             return program.stdout.readline().strip()
 
-        assert [ask(2), ask(4), ask(9)] == ["2", "305", "305"]
+        assert [ask(2), ask(4), ask(9)] == before
         request = {"op": "apply", "bundle": str(tmp_path / "out.graft"), "pid": program.pid, "deadline": 30}
         assert run(tmp_path, **request).code == 0
-        assert [ask(2), ask(4), ask(9)] == ["2", "4", "505"]
+        assert [ask(2), ask(4), ask(9)] == after
         program.stdin.close()
         assert program.wait(10) == 0

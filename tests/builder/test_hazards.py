@@ -105,6 +105,58 @@ WEAK = "__attribute__((weak, noinline)) int hook(int a) { return a @ 3; }\nint w
 LEAF = NOINLINE + "static int leaf(int a) { return a @; }\n" + NOINLINE + "static int near(int a) { return leaf(a); }\n"
 SIGNED_OLD = "int rand(void);\n" + NOINLINE + "static int leaf(int a) { return a * rand(); }\n"
 SIGNED_NEW = "int rand(void);\n" + NOINLINE + "static int leaf(int a, long b) { return a * rand() + b; }\n"
+MIDDLE = NOINLINE + "static int middle(int a) { return leaf(a) * 3; }\nint gone(int a) { return middle(a) + 2; }\n"
+CHOICE = """
+int (*volatile back)(int);
+int n;
+__attribute__((noinline)) static int leaf(int a) {
+    switch (a) {
+    case 0: n = 5; break; case 1: n = a * 3; break; case 2: n ^= 77; break; case 3: n += 11; break;
+    case 4: n = n / 2; break; case 5: n = 8; break;
+    }
+    return @;
+}
+"""
+MADE = "int f(int);\nint work(int a) { static int n@; n += a; return n NUMBER; }\nint f(int a) { return a * 2 + 1; }\n"
+COROUTINE = """
+#include <coroutine>
+struct Task {
+    struct promise_type {
+        int value = 0;
+        Task get_return_object() { return {std::coroutine_handle<promise_type>::from_promise(*this)}; }
+        std::suspend_always initial_suspend() { return {}; }
+        std::suspend_always final_suspend() noexcept { return {}; }
+        std::suspend_always yield_value(int x) { value = x; return {}; }
+        void return_void() {}
+        void unhandled_exception() {}
+    };
+    std::coroutine_handle<promise_type> handle;
+};
+Task count(int a) { @ co_yield a; co_yield a BY; }
+static std::coroutine_handle<Task::promise_type> kept;
+int work(int a) { if (!kept) kept = count(a).handle; kept.resume(); return kept.promise().value NUMBER; }
+"""
+PARALLEL = """
+int work(int a) {
+    int n = a, m = a * 3, sum = 0; @
+#pragma omp parallel num_threads(4)
+    __atomic_fetch_add(&sum, n + m BY, __ATOMIC_SEQ_CST);
+    LAST
+    return sum;
+}
+"""
+REGION = "\n#pragma omp parallel num_threads(2)\n__atomic_fetch_add(&sum, n * m, __ATOMIC_SEQ_CST);\n"
+INNER = """
+int call(int (*f)(int), int a);
+int work(int a) {
+    int n = a, m = a * 3; @
+    int inner(int x) { n += x; return n * m BY; }
+    return call(inner, a) + n;
+}
+int call(int (*f)(int), int a) { return f(a) + f(a + 1); }
+"""
+CPP20 = "g++ -O2 -std=c++20 -fPIE -pie -Wl,-z,now -o prog *.cc"
+OPENMP = "gcc -O2 -fopenmp -fPIE -pie -Wl,-z,now -o prog *.c"
 INLINE = "inline int counter = 5;\n"
 PAIRS: dict[str, Pair] = {
     "static that changes its type": one(
@@ -209,12 +261,109 @@ PAIRS: dict[str, Pair] = {
                   "int work(int a) { return gone(a); }\n"},
         {"lib.c": SIGNED_NEW + "int work(int a) { return leaf(a, a / 3) + 7; }\n"},
     ),
+    "gone caller of a gone function that calls one whose signature changes": Pair(
+        Reason.CHANGED_SIGNATURE,
+        {"lib.c": SIGNED_OLD + MIDDLE + "int work(int a) { return gone(a); }\n"},
+        {"lib.c": SIGNED_NEW + "int work(int a) { return leaf(a, a / 3) + 7; }\n"},
+    ),
+    "gone caller of a gone function whose callee changes": Pair(
+        Reason.IPA_RA_HAZARD,
+        {"lib.c": LEAF.replace("@", "+ 1") + MIDDLE + "int work(int a) { return near(a) + 2; }\n"},
+        {"lib.c": LEAF.replace("@", "/ 7 * a") + "int work(int a) { return near(a) + 2; }\n"},
+    ),
+    "gone caller of a switch that begins to jump elsewhere": Pair(
+        Reason.IPA_RA_HAZARD,
+        {"lib.c": CHOICE.replace("@", "3") + "int gone(int a, int b, int c) { return leaf(a) + b + c; }\n"
+                  "int work(int a) { return leaf(a) + 2; }\n"},
+        {"lib.c": CHOICE.replace("@", "back(a)") + "int work(int a) { return leaf(a) + 2; }\n"},
+    ),
+    "gone caller of a switch that stays one": Pair(
+        None,
+        {"lib.c": CHOICE.replace("@", "3") + "int gone(int a, int b, int c) { return leaf(a) + b + c; }\n"
+                  "int work(int a) { return leaf(a) + 2; }\n"},
+        {"lib.c": CHOICE.replace("@", "4") + "int work(int a) { return leaf(a) + 2; }\n"},
+    ),
+    "gone functions that nobody calls any more": Pair(
+        None,
+        {"lib.c": SIGNED_OLD + MIDDLE.replace("int gone", "static int gone") + "int work(int a) { return gone(a); }\n"},
+        {"lib.c": SIGNED_NEW + "int work(int a) { return leaf(a, a / 3) + 7; }\n"},
+    ),
+    "static that is made once more": one(Reason.CHANGED_DATA, MADE.replace("NUMBER", ""), "", " = f(a)", CPP),
+    "static that is made as before": one(
+        None, MADE.replace("@", " = f(a)").replace("NUMBER", "@"), "", "+ 1", CPP
+    ),
+    "coroutine": Pair(
+        Reason.SETJMP_CALLER,
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "* 3").replace("NUMBER", "")},
+        CPP20,
+    ),
+    "coroutine that clang makes": Pair(
+        Reason.SETJMP_CALLER,
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "* 3").replace("NUMBER", "")},
+        CPP20.replace("g++", "clang++") + " -Wl,--build-id",
+    ),
+    "frame of a coroutine": Pair(
+        Reason.CHANGED_LAYOUT,
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
+        {"lib.cc": COROUTINE.replace("@", "long n = a * 3;").replace("BY", "+ n").replace("NUMBER", "")},
+        CPP20,
+    ),
+    "caller of a coroutine": Pair(
+        None,
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
+        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "+ 1")},
+        CPP20,
+    ),
+    "what a parallel region takes from its function": Pair(
+        Reason.CHANGED_SIGNATURE,
+        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
+        {"lib.c": PARALLEL.replace("@", "long k = a / 5;").replace("BY", "+ k").replace("LAST", "")},
+        OPENMP,
+    ),
+    "parallel region before another": Pair(
+        Reason.CHANGED_ALIAS,
+        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
+        {"lib.c": PARALLEL.replace("@", REGION).replace("BY", "").replace("LAST", "")},
+        OPENMP,
+    ),
+    "parallel region behind another": Pair(
+        None,
+        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
+        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", REGION)},
+        OPENMP,
+    ),
+    "what a parallel region does": Pair(
+        None,
+        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
+        {"lib.c": PARALLEL.replace("@", "m++;").replace("BY", "* 2").replace("LAST", "")},
+        OPENMP,
+    ),
+    "nested function and the frame that it uses": Pair(
+        Reason.CHANGED_SIGNATURE,
+        {"lib.c": INNER.replace("@", "").replace("BY", "")},
+        {"lib.c": INNER.replace("@", "long k = call(0, a);").replace("BY", "+ k++")},
+    ),
+    "nested function alone": Pair(
+        None,
+        {"lib.c": INNER.replace("@", "").replace("BY", "")},
+        {"lib.c": INNER.replace("@", "").replace("BY", "* 5")},
+    ),
     "function that begins to return": Pair(
         Reason.CHANGED_NORETURN,
         {"lib.c": "#include <stdlib.h>\n__attribute__((noreturn)) void end(int a) { exit(a); }\n"
                   "void *table[] = { end };\nint work(int a) { return a; }\n"},
         {"lib.c": "#include <stdlib.h>\nvoid end(int a) { if (a > 5) exit(a); }\n"
                   "void *table[] = { end };\nint work(int a) { return a; }\n"},
+    ),
+    "function that begins to return, with a caller that is gone": Pair(
+        Reason.CHANGED_NORETURN,
+        {"lib.c": "#include <stdlib.h>\n__attribute__((noreturn, noinline)) static void end(int a) { exit(a); }\n"
+                  "int gone(int a) { if (a > 9) end(a); return a; }\n"
+                  "int work(int a) { if (a > 7) end(a); return gone(a); }\n"},
+        {"lib.c": "#include <stdlib.h>\n__attribute__((noinline)) static void end(int a) { if (a > 15) exit(a); }\n"
+                  "int work(int a) { if (a > 7) end(a); return a; }\n"},
     ),
     "function that begins to return, with its callers": Pair(
         None,
@@ -299,7 +448,7 @@ PAIRS: dict[str, Pair] = {
 def build(project: Any, pair: Pair) -> Any:
     if pair.command:
         project.command = pair.command
-    main = {"main.cc": CPP_MAIN} if pair.command == CPP else {"main.c": MAIN}
+    main = {"main.cc": CPP_MAIN} if "*.cc" in pair.command else {"main.c": MAIN}
     return project.build({**main, **pair.old}, pair.new)
 
 
@@ -369,6 +518,22 @@ def test_other_data_in_the_running_binary(project: Any, name: str) -> None:
         change = change.replace(f"s/{ours}/{theirs}/", f"s/return {ours} +=/return {theirs} +=/")
     built_elsewhere(project, old, new, change)
     assert refused(project, old, new).reason is Reason.RUNNING_BINARY_DIFFERS
+
+
+@pytest.mark.parametrize("link", ["-pie", "-pie -Wl,--no-relax", "-shared -Wl,-Bsymbolic"])
+def test_slot_of_another_function_in_the_running_binary(project: Any, link: str) -> None:
+    """What the linker has put into a slot of the GOT must be what the object names."""
+    text = "extern int (*now)(int);\nint f(int), g(int);\nint other(void) { return now == WHICH; }\n"
+    more = "int f(int a) { return a; }\nint g(int a) { return a * 2; }\nint (*now)(int) = f;\n"
+    text += "int work(int a) { return a / 3 @; }\n"
+    old = {"lib.c": text.replace("WHICH", "f").replace("@", ""), "more.c": more}
+    new = {"lib.c": text.replace("WHICH", "f").replace("@", "+ 1")}
+    project.command = f"gcc -O2 -fPIC {link} -Wl,-z,now -Wl,--build-id -o prog *.c"
+    other = project.command.replace("prog *.c", "../running main.c more.c ../lib.c")
+    built_elsewhere(project, old, new, f"sed 's/== f/== g/' lib.c > ../lib.c && {other}")
+    assert refused(project, old, new).reason is Reason.RUNNING_BINARY_DIFFERS
+    subprocess.run(["sh", "-c", project.command.replace("prog", "../running")], cwd=project.folder / "a", check=True)
+    assert project.build({"main.c": MAIN, **old}, new).bundle.manifest.functions
 
 
 def test_functions_that_the_linker_has_folded(project: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from podgraft_builder.build import Outcome
+from podgraft_bundle.errors import Reason, Refusal
 
 MAIN = "int total = 7;\nint deputy(int a) { return a * total; }\n"
 LIB = """
@@ -91,3 +92,32 @@ int (*both(int a))(int) { return helper(a) > %(n)s ? helper : 0; }
     outcome = project.build({"main.c": MAIN, "lib.c": text % {"n": "3"}}, {"lib.c": text % {"n": "5"}})
     assert link.link(outcome).calls("both") == ["plt:helper"]
     assert kinds(outcome) == {"helper.plt": "offset", "helper.got": "got"}
+
+
+VERSIONS = {"versions.map": "V1 { global: work; };\nV2 { global: work; local: *; } V1;\n"}
+TWO = """
+__attribute__((noinline)) int work_old(int a) { return a / 3; }
+__attribute__((noinline)) int work_new(int aTAKES) { return a / 5 GIVES; }
+__asm__(".symver work_old,work@V1");
+__asm__(".symver work_new,work@@V2");
+"""
+
+
+def versioned(project: Any, *, takes: str, gives: str) -> Outcome:
+    project.command = "gcc -O2 -fPIC -shared -Wl,--version-script=versions.map -Wl,--build-id -o prog lib.c"
+    old, new = TWO.replace("TAKES", "").replace("GIVES", ""), TWO.replace("TAKES", takes).replace("GIVES", gives)
+    outcome: Outcome = project.build({"lib.c": old, **VERSIONS}, {"lib.c": new})
+    return outcome
+
+
+def test_function_with_a_version(project: Any) -> None:
+    """Two functions are exported by one name with two versions (.symver): each is known by a name of its own."""
+    outcome = versioned(project, takes="", gives="+ 1")
+    assert [f.entry.symbol for f in outcome.bundle.manifest.functions] == ["work_new"]
+
+
+def test_signature_of_a_function_with_a_version(project: Any) -> None:
+    """Its version is part of no name in the library's table of symbols: it is exported all the same."""
+    with pytest.raises(Refusal) as caught:
+        versioned(project, takes=", long b", gives="+ b")
+    assert caught.value.reason is Reason.CHANGED_SIGNATURE

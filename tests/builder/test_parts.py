@@ -16,6 +16,7 @@ from podgraft_builder.clobbers import CALLER_SAVED, clobbered
 from podgraft_builder.code import decode
 from podgraft_builder.dwarf import read_debug, read_statics
 from podgraft_builder.lines import keep_line_numbers
+from podgraft_builder.match import _same_instruction
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.records import Input, Record, archive_members, read_log
 from podgraft_builder.symtab import read_symbols
@@ -254,3 +255,12 @@ def test_archives(tmp_path: Path) -> None:
 def test_wrapper_knows_sources(line: str, found: list[str]) -> None:
     """The wrapper tells sources from the values of options."""
     assert wrapper.sources(line.split()) == found
+
+
+def test_masks_and_rounding_are_compared() -> None:
+    """What AVX-512 says beside the operands belongs to an instruction."""
+    # vaddps zmm0{k1}, zmm0, zmm0: with another mask, with zeroing, with rounding
+    codes = ["62f17c4958c0", "62f17c4a58c0", "62f17cc958c0", "62f17c1958c0"]
+    plain, *others = [next(iter(Decoder(64, bytes.fromhex(code)))) for code in codes]
+    assert _same_instruction(plain, plain, free=None)
+    assert not any(_same_instruction(plain, other, free=None) for other in others)
