@@ -8,7 +8,7 @@ from podgraft_builder import reloc
 from podgraft_builder.compare import Comparison
 from podgraft_builder.frames import frames_of
 from podgraft_builder.hooks import HookFunction
-from podgraft_builder.objects import SHF_ALLOC, SHF_TLS, WEAK, Function, Place, Relocation, Section
+from podgraft_builder.objects import IFUNC_KINDS, SHF_ALLOC, SHF_TLS, WEAK, Function, Place, Relocation, Section
 from podgraft_builder.references import References
 from podgraft_builder.writer import OutRelocation, OutSection, OutSymbol, write_object
 from podgraft_bundle.errors import Reason, Refusal
@@ -117,6 +117,8 @@ class Assembly:
             kind = item.type
             if isinstance(symbol, str) and kind == reloc.R_PC32 and item.offset in calls:
                 kind = reloc.R_PLT32  # lets the engine go through a thunk where the target is far away
+            elif kind in reloc.GOT:
+                kind = reloc.R_GOTPCREL  # what may be relaxed needs not be, and pyelftools does not know all of them
             if kind not in reloc.ALLOWED:
                 raise Refusal(
                     Reason.UNSUPPORTED_RELOCATION, f"{label}: {reloc.name(kind)} for {item.symbol.name or 'a section'}"
@@ -199,6 +201,8 @@ class Assembly:
                 Reason.HAND_WRITTEN_ASM, f"{label}: {source.name} refers to code without a function around it"
             )
         parent = comparison.new.parent_of(function)
+        if call and item.symbol.kind in IFUNC_KINDS and parent not in comparison.new_functions:
+            return self.references.external(label, item.symbol.name, item.type, call=True), -bias
         entry = place.offset == function.start and function.name == parent
         # Jump tables and .eh_frame speak of places inside a function, also where that is its first byte.
         inside = not entry or call or (not source.executable and item.type == reloc.R_PC32)

@@ -12,6 +12,7 @@ from podgraft_builder.ahead import reading_ahead, touched
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.callers import removed_functions
 from podgraft_builder.compare import Comparison
+from podgraft_builder.demoted import share_demoted
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.grounds import grounds_of
 from podgraft_builder.hazards import check_hazards
@@ -94,6 +95,8 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
     try:
         if running.partial:
             progress(identify(running, old_objects(pairs)))
+        else:
+            share_demoted(running, comparisons.values(), pairs)
         unchanged = cache(lambda: unchanged_objects(pairs))
         subjects = check_hazards(comparisons, unchanged, running, verdict)
         check_lost_names(comparisons, lost_objects(pairs), unchanged, verdict)
@@ -196,6 +199,12 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
         )
     require_kept(old_link)
     old = inputs_of(old_link, space.tree, records, records)
+    if not old:
+        raise Refusal(
+            Reason.BUILD_FAILED,
+            f"the linker's map of {options.binary} names no object of the tree",
+            "link what the build compiles, with GNU ld, gold, lld or mold",
+        )
     modules = other_modules(records, binary, space.tree)
     names = [Path(name) for name in patched_names(options.patch)]
     steers = steering(names, records, space.tree)

@@ -10,7 +10,16 @@ from iced_x86 import Instruction, OpKind, Register
 
 from podgraft_builder import reloc
 from podgraft_builder.code import IMMEDIATES, Body, Step, decode, is_branch
-from podgraft_builder.objects import FUNCTION_KINDS, Function, ObjectFile, Place, Relocation, Section, place_of
+from podgraft_builder.objects import (
+    FUNCTION_KINDS,
+    IFUNC_KINDS,
+    Function,
+    ObjectFile,
+    Place,
+    Relocation,
+    Section,
+    place_of,
+)
 from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -230,8 +239,8 @@ class Proof:
         if item.type == reloc.R_TPOFF32:
             self._check_thread_local(item, value, item.addend)
             return
-        if place.section is None:
-            self._learn_name(item.symbol.name, value - place.offset)
+        if place.section is None or item.symbol.kind in IFUNC_KINDS:
+            self._learn_name(item.symbol.name, value - place.offset + place.element)
             return
         section = self.object.sections.get(place.section)
         if section is None:
@@ -265,8 +274,11 @@ class Proof:
         if self.names.setdefault(name, address) != address:
             raise Mismatch(f"{name} is at {address:#x} and at {self.names[name]:#x}")
         imported = self.running.plt.get(address)
-        known = {n.address for n in self.running.by_name.get(name, [])}
-        if (imported is not None and imported != name) or (imported is None and known and address not in known):
+        named = self.running.by_name.get(name, [])
+        known = {n.address for n in named if n.kind not in IFUNC_KINDS}
+        if imported is None and len(known) < len(named):
+            known |= self.running.chosen(name)
+        if (imported is not None and imported != name) or (imported is None and named and address not in known):
             raise Mismatch(f"{name} was built, {imported or hex(address)} runs")
 
     def learn_section(self, index: int, address: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
@@ -17,9 +18,10 @@ from podgraft_bundle.errors import Reason, Refusal
 
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR, SHF_MERGE, SHF_STRINGS, SHF_GROUP, SHF_TLS = 1, 2, 4, 0x10, 0x20, 0x200, 0x400
 IFUNC = "STT_GNU_IFUNC"
-_IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
-FUNCTION_KINDS = _IFUNC_KINDS | {"STT_FUNC"}
+IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
+FUNCTION_KINDS = IFUNC_KINDS | {"STT_FUNC"}
 WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
+_DF_1_PIE = 0x08000000
 _SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -187,7 +189,7 @@ class ObjectFile:
             first = min(items, key=lambda item: (item.local, item.bind, item.name))
             aliases = tuple(sorted(item.name for item in items))
             size = max(item.size for item in items)
-            kind = IFUNC if any(item.kind in _IFUNC_KINDS for item in items) else "STT_FUNC"
+            kind = IFUNC if any(item.kind in IFUNC_KINDS for item in items) else "STT_FUNC"
             function = Function(first.name, section, start, size, first.local, aliases, kind, first.bind in WEAK)
             found.update(dict.fromkeys(aliases, function))
         return found
@@ -285,6 +287,15 @@ class ObjectFile:
 def is_x86_64(elf: ELFFile) -> bool:
     """Say whether a file is what all readers here take for granted: 64 bits, little-endian, x86-64."""
     return (elf["e_machine"], elf.elfclass, elf.little_endian) == ("EM_X86_64", 64, True)
+
+
+def is_program(elf: ELFFile) -> bool:
+    """Say whether a linked file is no library: it has a fixed address, or an interpreter, or says so (static PIE)."""
+    if elf["e_type"] == "ET_EXEC" or any(True for _ in elf.iter_segments("PT_INTERP")):
+        return True
+    dynamic = elf.get_section_by_name(".dynamic")
+    flags = dynamic.iter_tags("DT_FLAGS_1") if isinstance(dynamic, DynamicSection) else ()
+    return any(tag.entry.d_val & _DF_1_PIE for tag in flags)
 
 
 def place_of(item: Relocation, bias: int) -> Place:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import FUNCTION_KINDS, Function
+from podgraft_builder.objects import FUNCTION_KINDS, IFUNC_KINDS, Function
 from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
@@ -120,8 +120,7 @@ class References:
             wish = f"{name}.plt" if known in self.running.plt else name
             return self._offset(wish, label, known)
         if len({n.address for n in defined}) == 1:
-            self._not_ifunc(name, defined[0])
-            return self._offset(name, label, defined[0].address)
+            return self._offset(name, label, self._entry_of(name, defined[0]))
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
         entry = self.running.plt_of(name)
@@ -165,8 +164,15 @@ class References:
             found = [n for n in found if not n.local] or found
         return found[0] if len({n.address for n in found}) == 1 else None
 
+    def _entry_of(self, name: str, named: Named) -> int:
+        """Return what a call of a function goes to: the PLT entry where a resolver chooses."""
+        entries = self.running.chosen(name) if named.kind in IFUNC_KINDS else set()
+        if not entries:
+            self._not_ifunc(name, named)
+        return min(entries, default=named.address)
+
     def _not_ifunc(self, name: str, named: Named) -> None:
-        if named.kind in {"STT_GNU_IFUNC", "STT_LOOS"}:
+        if named.kind in IFUNC_KINDS:
             raise Refusal(Reason.IFUNC_RESOLVER, f"{name} is chosen at start by an ifunc resolver")
 
     def _offset(self, wish: str, label: str, address: int) -> str:

@@ -16,7 +16,7 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
-from podgraft_builder.objects import WEAK, is_x86_64
+from podgraft_builder.objects import IFUNC_KINDS, WEAK, is_program, is_x86_64
 from podgraft_builder.symtab import Symbol, read_symbols
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
@@ -26,7 +26,7 @@ DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 _COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 18, 8, 37
 SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
 _RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
-_PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got")
+_PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got", ".iplt")
 
 
 class Named(NamedTuple):
@@ -166,10 +166,17 @@ class RunningBinary:
 
     def adopt(self, symbols: list[Named], built: set[str]) -> None:
         """Take symbols that were proven; built: global names that the build defines, found or not."""
+        self._replace(symbols)
+        self.missing = built - self.by_name.keys()
+
+    def share(self, demoted: set[Named]) -> None:
+        """Let other objects mean symbols that are local in this file alone."""
+        self._replace([item._replace(hidden=item.hidden or item in demoted) for item in self.symbols])
+
+    def _replace(self, symbols: list[Named]) -> None:
         self.__dict__.update(symbols=symbols)
         for name in ("by_name", "names_at"):
             self.__dict__.pop(name, None)
-        self.missing = built - self.by_name.keys()
 
     @cached_property
     def by_name(self) -> dict[str, list[Named]]:
@@ -185,10 +192,18 @@ class RunningBinary:
         return {entry.name for entry in self._exports}
 
     @cached_property
+    def imported(self) -> set[str]:
+        """Return the names that the dynamic symbol table wants from others."""
+        return {entry.name for entry in self._dynamic_symbols if entry.section is None}
+
+    @cached_property
     def _exports(self) -> list[Symbol]:
+        return [entry for entry in self._dynamic_symbols if entry.section is not None]
+
+    @cached_property
+    def _dynamic_symbols(self) -> list[Symbol]:
         table = self._elf.get_section_by_name(".dynsym")
-        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
-        return [entry for entry in entries if entry.section is not None]
+        return read_symbols(table) if isinstance(table, SymbolTableSection) else []
 
     def preemptible(self, name: str) -> bool:
         """Say whether this is a library that the loader may find a name of in another module first.
@@ -264,7 +279,18 @@ class RunningBinary:
     @cached_property
     def plt(self) -> dict[int, str]:
         """Return PLT entry -> imported function, found by what each entry jumps through."""
-        found: dict[int, str] = {}
+        return {entry: self.slots[slot][0] for entry, slot in self.entries.items() if slot in self.slots}
+
+    def chosen(self, name: str) -> set[int]:
+        """Return the PLT entries of a function of this file that an ifunc resolver chooses (psABI, IRELATIVE)."""
+        resolvers = {item.address for item in self.by_name.get(name, []) if item.kind in IFUNC_KINDS}
+        at = {slot for slot, (_, kind, value) in self.relocated.items() if kind == IRELATIVE and value in resolvers}
+        return {entry for entry, slot in self.entries.items() if slot in at} if at else set()
+
+    @cached_property
+    def entries(self) -> dict[int, int]:
+        """Return PLT entry -> the slot that it jumps through, where the loader fills it."""
+        found: dict[int, int] = {}
         for name in _PLT_SECTIONS:
             section = self._elf.get_section_by_name(name)
             if section is None:
@@ -274,8 +300,8 @@ class RunningBinary:
             data = section.data()
             for at in range(0, len(data) - size + 1, size):
                 slot = _jumps_through(data[at : at + size], section["sh_addr"] + at)
-                if slot in self.slots:
-                    found.setdefault(section["sh_addr"] + at, self.slots[slot][0])
+                if slot in self.relocated:
+                    found.setdefault(section["sh_addr"] + at, slot)
         return found
 
     def plt_of(self, name: str) -> int | None:
@@ -293,9 +319,8 @@ class RunningBinary:
 
     @cached_property
     def executable(self) -> bool:
-        """Say whether this is a program (it has an interpreter, or a fixed address), not a library."""
-        fixed = self._elf["e_type"] == "ET_EXEC"
-        return fixed or any(True for _ in self._elf.iter_segments("PT_INTERP"))
+        """Say whether this is a program, not a library."""
+        return is_program(self._elf)
 
     @cached_property
     def names_at(self) -> dict[int, list[Named]]:
@@ -322,11 +347,11 @@ def _read_symbols(table: SymbolTableSection) -> list[Named]:
     return found
 
 
-def _jumps_through(data: bytes, address: int) -> int | None:
-    """Return the slot that a PLT entry jumps through."""
+def _jumps_through(data: bytes, address: int) -> int:
+    """Return the slot that a PLT entry jumps through, 0 where it does not."""
     for instruction in Decoder(64, data, ip=address):
         if instruction.flow_control == FlowControl.INDIRECT_BRANCH:
             if instruction.op0_kind == OpKind.MEMORY and instruction.memory_base == Register.RIP:
                 return int(instruction.memory_displacement)
-            return None
-    return None
+            return 0
+    return 0

@@ -13,7 +13,7 @@ from podgraft_builder import reloc
 from podgraft_builder.code import decode
 from podgraft_builder.match import Mismatch, Proof
 from podgraft_builder.objects import (
-    FUNCTION_KINDS,
+    IFUNC_KINDS,
     SHF_GROUP,
     SHF_TLS,
     WEAK,
@@ -26,7 +26,6 @@ from podgraft_builder.objects import (
 from podgraft_builder.running import IRELATIVE, RELATIVE, SYMBOLIC
 from podgraft_bundle.errors import Reason, Refusal
 
-_IFUNC_KINDS = FUNCTION_KINDS - {"STT_FUNC"}
 _CHUNK = 1 << 20
 # __DATE__ and __TIME__ (C11 6.10.8.1) as the builds here have them (SOURCE_DATE_EPOCH=0), and as others may.
 _OUR_TIME = re.compile(rb"Jan  1 1970|00:00:00")
@@ -149,8 +148,8 @@ class _Tables:
     def _is_ifunc(self, item: Relocation, kind: int) -> bool:
         """Say whether a resolver chooses what the entry is, so that the file does not tell."""
         if item.symbol.section is not None:
-            return item.symbol.kind in _IFUNC_KINDS
-        return kind == IRELATIVE or any(n.kind in _IFUNC_KINDS for n in self.running.by_name.get(item.symbol.name, []))
+            return item.symbol.kind in IFUNC_KINDS
+        return kind == IRELATIVE or any(n.kind in IFUNC_KINDS for n in self.running.by_name.get(item.symbol.name, []))
 
     def _match_symbolic(self, item: Relocation, place: Place, name: str, addend: int) -> None:
         if name in _meant(item.symbol.name) and addend == item.addend:
