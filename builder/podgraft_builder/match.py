@@ -20,7 +20,7 @@ from podgraft_builder.objects import (
     Section,
     place_of,
 )
-from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
+from podgraft_builder.running import DEBUG_FOLDER, DTPMOD64, RELATIVE, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
 
@@ -221,6 +221,8 @@ class Proof:
             filled = self.running.slots.get(target)
             if filled is not None and filled[0] != name:
                 raise Mismatch(f"GOT slot of {filled[0]} where {name} was built")
+            if filled is None:
+                self._match_slot(item, target)
             return
         if item.type == reloc.R_GOTTPOFF:  # relaxed to an immediate or an offset (psABI section 4.4.3, IE -> LE)
             constant = y.op_count > 1 and y.op1_kind in IMMEDIATES
@@ -234,10 +236,23 @@ class Proof:
             raise Mismatch(_both(x, y))
         self.learn(item, place, direct, [])
 
+    def _match_slot(self, item: Relocation, slot: int) -> None:
+        """Match a GOT slot that the file itself tells all about, but for where it is loaded."""
+        _, kind, value = self.running.pointer(slot)
+        if kind == RELATIVE and item.type == reloc.R_GOTTPOFF:
+            self._check_thread_local(item, value, 0)
+        elif kind == RELATIVE and value:  # 0 is a weak name that nobody defines
+            place = Place(item.symbol, item.symbol.section, item.symbol.value, item.symbol.value)
+            self.learn(item, place, value, [])
+        elif kind != RELATIVE:  # a resolver, or the place of a thread-local variable
+            known = {n.address for n in self._named(item.symbol.name, local=item.symbol.local)}
+            if known and value not in known:
+                raise Mismatch(f"{item.symbol.name} was built, {value:#x} runs")
+
     def learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
         """Note where a reference leads; a second, other answer is a mismatch."""
-        if item.type == reloc.R_TPOFF32:
-            self._check_thread_local(item, value, item.addend)
+        if item.type in reloc.THREAD_LOCAL:
+            self._learn_thread_local(item, value)
             return
         if place.section is None or item.symbol.kind in IFUNC_KINDS:
             self._learn_name(item.symbol.name, value - place.offset + place.element)
@@ -259,6 +274,24 @@ class Proof:
             self.learn_section(section.index, value - place.offset)
             if section.constant and not section.executable:
                 tables.append(place)
+
+    def _learn_thread_local(self, item: Relocation, value: int) -> None:
+        """Match a distance in a block of thread-local variables, or what __tls_get_addr is given (psABI, 4.4.6)."""
+        name, offset = item.symbol.name, value - item.addend
+        if item.type == reloc.R_TPOFF32:
+            self._check_thread_local(item, value, item.addend)
+            return
+        if item.type in {reloc.R_TLSGD, reloc.R_TLSLD}:
+            if self.running.pointer(value)[1] != DTPMOD64 or self.slots.setdefault(f"{name}@tls", value) != value:
+                raise Mismatch(f"thread-local {name or 'data'} was built, something else runs")
+            filled, _, offset = self.running.pointer(value + 8)
+            if filled and filled != name:
+                raise Mismatch(f"thread-local {name} was built, {filled} runs")
+            if filled or item.type == reloc.R_TLSLD:
+                return
+        known = {n.address for n in self._named(name, local=item.symbol.local) if n.kind == "STT_TLS"}
+        if known and offset not in known:
+            raise Mismatch(f"thread-local {name} was built, another variable runs")
 
     def _check_thread_local(self, item: Relocation, value: int, addend: int) -> None:
         """An existing variable has one distance from the thread pointer, in 32 bits; its symbol tells which."""

@@ -23,7 +23,7 @@ from podgraft_bundle.errors import Reason, Refusal
 
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 # psABI x86-64, table 4.10
-_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 18, 8, 37
+_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, DTPMOD64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 16, 18, 8, 37
 SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
 _RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
 _PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got", ".iplt")
@@ -245,6 +245,11 @@ class RunningBinary:
                 else:
                     found[offset] = (name, kind, addend)
         return found
+
+    def pointer(self, address: int) -> tuple[str, int, int]:
+        """Return symbol, relocation type and value of a pointer in the file; packed relative ones are in place."""
+        found = self.relocated.get(address)
+        return found or ("", RELATIVE, int.from_bytes(self.read(address, 8) or b"", "little"))
 
     def slot_of(self, name: str, *, address_taken: bool) -> int | None:
         """Return a GOT slot that holds the address of an imported symbol once the loader is done with it.

@@ -67,7 +67,7 @@ class _Tables:
             section = self.object.sections.get(symbol.section or 0)
             if slot is None or section is None or section.executable or section.flags & SHF_TLS or symbol.bind in WEAK:
                 continue
-            name, _, value = self._entry(slot)
+            name, _, value = self.running.pointer(slot)
             found = {n.address for n in self.running.by_name.get(name, []) if n.shared} if name else {value}
             if len(found) == 1:
                 self.proof.learn_section(section.index, found.pop() - symbol.value)
@@ -126,13 +126,8 @@ class _Tables:
                     found[place.section][place.offset] = proven or found[place.section].get(place.offset, False)
         return found
 
-    def _entry(self, address: int) -> tuple[str, int, int]:
-        """Return symbol, type and value of a pointer in the file; packed relative ones (RELR) are in place."""
-        found = self.running.relocated.get(address)
-        return found or ("", RELATIVE, int.from_bytes(self.running.read(address, 8) or b"", "little"))
-
     def _match_entry(self, item: Relocation, address: int) -> None:
-        name, kind, value = self._entry(address)
+        name, kind, value = self.running.pointer(address)
         place = place_of(item, 0)
         if item.symbol.special == "SHN_ABS" or self._is_ifunc(item, kind):
             return
