@@ -197,6 +197,11 @@ class RunningBinary:
         return {entry.name for entry in self._dynamic_symbols if entry.section is None}
 
     @cached_property
+    def canonical(self) -> dict[str, int]:
+        """Return imported function -> the PLT entry that is its address for the whole process (psABI, 5.2)."""
+        return {entry.name: entry.value for entry in self._dynamic_symbols if entry.section is None and entry.value}
+
+    @cached_property
     def _exports(self) -> list[Symbol]:
         return [entry for entry in self._dynamic_symbols if entry.section is not None]
 

@@ -10,6 +10,7 @@ import pytest
 from podgraft_builder import reloc
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.records import Record, loaded
+from podgraft_builder.running import RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
 MAIN = "int work(int), more(int);\nint main(int argc, char **argv) { return work(argc) + more(argc); }\n"
@@ -171,3 +172,16 @@ def test_calls_through_the_got(project: Any) -> None:
     types = {item.type for section in found.sections.values() for item in section.relocations}
     assert reloc.R_GOTPCREL in types
     assert not types & {reloc.R_GOTPCRELX, reloc.R_REX_GOTPCRELX}
+
+
+@pytest.mark.parametrize("linker", LINKERS)
+@pytest.mark.parametrize("model", ["small", "large"])
+def test_address_of_an_imported_function(project: Any, linker: str, model: str) -> None:
+    """Without PIE an imported function has one address for all, that of its PLT entry, where old code has taken it."""
+    project.command = f"gcc -O2 -fno-pie -no-pie -mcmodel={model} -fuse-ld={linker} -Wl,--build-id -o prog *.c"
+    text = "#include <stdlib.h>\nvoid *volatile kept;\n"
+    text += "int work(int a) { kept = (void *)atoi; return a @ 3; }\n"
+    old = {"main.c": MAIN.replace(" + more(argc)", ""), "lib.c": text.replace("@", "+")}
+    outcome = project.build(old, {"lib.c": text.replace("@", "-")})
+    found = {r.symbol: r.offset for r in outcome.bundle.manifest.references}
+    assert RunningBinary(outcome.running).plt[found["atoi.plt"]] == "atoi"
