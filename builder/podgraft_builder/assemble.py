@@ -171,7 +171,7 @@ class Assembly:
                 # An inline variable of C++ that another object brought into the running binary.
                 symbol = self.references.external(label, variable.name, reloc.R_64, call=False)
                 return symbol, place.offset - variable.value - bias
-        elif not target.constant:
+        elif not (target.constant or (source.name.startswith(".gcc_except_table") and _only_pointers(target))):
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} refers to unnamed data in {target.name}")
         return self._include(label, target.index), place.offset - bias
 
@@ -265,6 +265,12 @@ class Assembly:
             out.relocations.append(OutRelocation(start + item.offset, item.type, symbol, addend))
         while self._pending:  # exception tables, and what they refer to
             self._relocate(*self._pending.pop(0))
+
+
+def _only_pointers(section: Section) -> bool:
+    """Say whether a section is what clang puts between a table of handlers and its types: nobody writes to it."""
+    fields = [r.offset for r in section.relocations if r.type == reloc.R_64]
+    return fields == list(range(0, section.size, 8))
 
 
 def _raw_offset(item: Relocation) -> int:

@@ -185,3 +185,15 @@ def test_address_of_an_imported_function(project: Any, linker: str, model: str) 
     outcome = project.build(old, {"lib.c": text.replace("@", "-")})
     found = {r.symbol: r.offset for r in outcome.bundle.manifest.references}
     assert RunningBinary(outcome.running).plt[found["atoi.plt"]] == "atoi"
+
+
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="not installed")
+def test_types_of_handlers_by_clang(project: Any) -> None:
+    """With PIE clang has a pointer without a name, in writable data, for each type that a function catches."""
+    project.command = "clang++ -O2 -fPIE -pie -Wl,--build-id -o prog *.cc"
+    text = "#include <string>\n" + MAIN.replace(" + more(argc)", "")
+    text += "int work(int a) { try { return std::stoi(std::string(a, '1')); }"
+    text += " catch (std::exception &e) { return a @ 7; } }\n"
+    outcome = project.build({"main.cc": text.replace("@", "+")}, {"main.cc": text.replace("@", "-")})
+    assert [f.entry.symbol for f in outcome.bundle.manifest.functions] == ["_Z4worki"]
+    assert any("_ZTISt9exception" in r.symbol for r in outcome.bundle.manifest.references)
