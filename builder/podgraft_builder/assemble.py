@@ -15,8 +15,6 @@ from podgraft_bundle.errors import Reason, Refusal
 
 _KEEP_FLAGS = 0x7  # write, alloc, exec: merging and groups end here
 _FUNC, _NOTYPE = 2, 0
-# Pointers by which exception tables reach local type information; nobody writes to them (GCC, dw2_force_const_mem).
-_INDIRECT = ".LDFCM"
 
 
 @dataclass
@@ -119,6 +117,8 @@ class Assembly:
             kind = item.type
             if isinstance(symbol, str) and kind == reloc.R_PC32 and item.offset in calls:
                 kind = reloc.R_PLT32  # lets the engine go through a thunk where the target is far away
+            elif kind in reloc.GOT:
+                kind = reloc.R_GOTPCREL  # what may be relaxed needs not be, and pyelftools does not know all of them
             if kind not in reloc.ALLOWED:
                 raise Refusal(
                     Reason.UNSUPPORTED_RELOCATION, f"{label}: {reloc.name(kind)} for {item.symbol.name or 'a section'}"
@@ -171,7 +171,7 @@ class Assembly:
                 # An inline variable of C++ that another object brought into the running binary.
                 symbol = self.references.external(label, variable.name, reloc.R_64, call=False)
                 return symbol, place.offset - variable.value - bias
-        elif not target.constant and _INDIRECT not in target.name:
+        elif not (target.constant or (source.name.startswith(".gcc_except_table") and _only_pointers(target))):
             raise Refusal(Reason.UNSUPPORTED_CHANGE, f"{label}: {source.name} refers to unnamed data in {target.name}")
         return self._include(label, target.index), place.offset - bias
 
@@ -263,6 +263,15 @@ class Assembly:
             out.relocations.append(OutRelocation(start + item.offset, item.type, symbol, addend))
         while self._pending:  # exception tables, and what they refer to
             self._relocate(*self._pending.pop(0))
+
+
+def _only_pointers(section: Section) -> bool:
+    """Say whether a section is what stands between a table of handlers and its types: nobody writes to it.
+
+    clang puts it there for all types, GCC for those that one file alone has (dw2_force_const_mem).
+    """
+    fields = [r.offset for r in section.relocations if r.type == reloc.R_64]
+    return fields == list(range(0, section.size, 8))
 
 
 def _raw_offset(item: Relocation) -> int:

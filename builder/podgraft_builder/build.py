@@ -14,6 +14,7 @@ from podgraft_builder.ahead import reading_ahead, touched
 from podgraft_builder.assemble import Assembly
 from podgraft_builder.callers import removed_functions
 from podgraft_builder.compare import Comparison
+from podgraft_builder.demoted import share_demoted
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.grounds import grounds_of
 from podgraft_builder.hazards import check_hazards
@@ -35,7 +36,7 @@ from podgraft_builder.reached import (
     require_seen,
     why_whole,
 )
-from podgraft_builder.records import Input, Record, inputs_of, link_of, loaded
+from podgraft_builder.records import Input, Record, inputs_of, link_of
 from podgraft_builder.references import References
 from podgraft_builder.running import RunningBinary
 from podgraft_builder.stale import require_copies
@@ -115,6 +116,8 @@ def _build_in(space: Workspace, options: Options, progress: Progress, show: Show
         try:
             if running.partial:
                 progress(identify(running, old_objects(pairs)))
+            else:
+                share_demoted(running, comparisons.values(), pairs)
             unchanged = cache(lambda: unchanged_objects(pairs))
             subjects = check_hazards(comparisons, unchanged, running, verdict)
             check_lost_names(comparisons, lost_objects(pairs), unchanged, verdict)
@@ -216,15 +219,15 @@ def _two_builds(space: Workspace, options: Options, progress: Progress, verdict:
             f"{options.binary} was made without a compiler call that podgraft could see",
             "call the compiler by name (gcc, cc, clang), not by a path; name what it links (--binary), not a copy",
         )
-    if not loaded(old_link):
-        raise Refusal(
-            Reason.BUILD_FAILED,
-            f"the linker's map of {options.binary} does not tell which objects it took: only that of GNU ld does",
-            "link with GNU ld (-fuse-ld=bfd), and name the binary that runs (--running)",
-        )
     require_kept(old_link)
     require_inside(old_link, space.tree, records)
     old = inputs_of(old_link, space.tree, records, records)
+    if not old:
+        raise Refusal(
+            Reason.BUILD_FAILED,
+            f"the linker's map of {options.binary} names no object of the tree",
+            "link what the build compiles, with GNU ld, gold, lld or mold",
+        )
     modules = other_modules(records, binary, space.tree)
     names = [Path(name) for name in patched_names(options.patch)]
     why = why_whole(names, old, records, space.source, space.tree)

@@ -127,7 +127,7 @@ def identify(running: RunningBinary, objects: list[ObjectFile]) -> str:
     symbols = list(dict.fromkeys((*running.symbols, *_functions(search), *_variables(search))))
     known = {item.address for item in symbols}
     for address, size in search.frames.items():
-        if address not in known and address not in running.plt:
+        if address not in known and address not in running.entries:
             symbols.append(Named(f"function at {address:#x}", "", "STT_FUNC", local=True, address=address, size=size))
     ours = {s.name for which in objects for s in which.symbols if not s.local and s.section is not None}
     running.adopt(symbols, ours)
@@ -141,8 +141,7 @@ def _require_consistent(search: _Search) -> None:
             owners[address].add(f"{function.name} ({search.objects[number].label})")
         for name in function.aliases:
             learnt = search.names.get(name, address)  # a PLT entry says nothing of where the function is
-            entry = learnt in search.running.plt or learnt in search.running.chosen
-            if not function.local and learnt != address and not entry:
+            if not function.local and learnt != address and learnt not in search.running.entries:
                 at = f"{learnt:#x} and at {address:#x}"
                 raise Refusal(Reason.RUNNING_BINARY_DIFFERS, f"{name} is at {at} in {search.running.path}")
     for address, names in owners.items():

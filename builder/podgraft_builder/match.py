@@ -12,7 +12,6 @@ from podgraft_builder import reloc
 from podgraft_builder.code import IMMEDIATES, Body, Step, decode, is_branch
 from podgraft_builder.objects import (
     FUNCTION_KINDS,
-    IFUNC,
     IFUNC_KINDS,
     Function,
     ObjectFile,
@@ -21,7 +20,7 @@ from podgraft_builder.objects import (
     Section,
     place_of,
 )
-from podgraft_builder.running import DEBUG_FOLDER, RELATIVE, Named, RunningBinary
+from podgraft_builder.running import DEBUG_FOLDER, DTPMOD64, RELATIVE, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
 # What an instruction says beside its operands: prefixes, and what only EVEX can (Intel SDM vol. 2A, 2.7).
@@ -205,9 +204,6 @@ class Proof:
         own = place.section is not None and not item.symbol.local
         if own and place.offset == item.symbol.value and self.running.plt.get(target) == item.symbol.name:
             return  # exported by a library, and called as the loader decides: nothing to learn of our own function
-        if self._is_chosen(place):
-            self._learn_name(item.symbol.name, target)
-            return
         if place.section is not None and ours.start <= place.offset < ours.end and self._is_self(place, ours):
             if ours.index_of(place.offset) != theirs.index_of(target):
                 raise Mismatch(_both(x, y) + ": other target")
@@ -216,11 +212,6 @@ class Proof:
 
     def _is_start(self, place: Place) -> bool:
         return any(f.start == place.offset for f in self.object.functions_in(place.section or 0))
-
-    def _is_chosen(self, place: Place) -> bool:
-        """Say whether a place is an ifunc of the object: what is called is not what lies there."""
-        function = self.object.function_at(place.section, place.offset) if place.section is not None else None
-        return function is not None and function.kind == IFUNC and place.symbol.kind in IFUNC_KINDS
 
     def _is_self(self, place: Place, ours: Body) -> bool:
         function = self.object.function_at(place.section or 0, place.offset)
@@ -236,7 +227,7 @@ class Proof:
             filled = self.running.slots.get(target)
             if filled is not None and filled[0] != name:
                 raise Mismatch(f"GOT slot of {filled[0]} where {name} was built")
-            if filled is None and item.type != reloc.R_GOTTPOFF:
+            if filled is None:
                 self._match_slot(item, target)
             return
         if item.type == reloc.R_GOTTPOFF:  # relaxed to an immediate or an offset (psABI section 4.4.3, IE -> LE)
@@ -252,18 +243,25 @@ class Proof:
         self.learn(item, place, direct, [])
 
     def _match_slot(self, item: Relocation, slot: int) -> None:
-        """Learn what a slot holds that the linker has filled, but for what a resolver chooses."""
-        named, kind, value = self.running.pointer(slot)
-        if kind == RELATIVE and not named:
-            self.learn(item, Place(item.symbol, item.symbol.section, item.symbol.value, item.symbol.value), value, [])
+        """Match a GOT slot that the file itself tells all about, but for where it is loaded."""
+        _, kind, value = self.running.pointer(slot)
+        if kind == RELATIVE and item.type == reloc.R_GOTTPOFF:
+            self._check_thread_local(item, value, 0)
+        elif kind == RELATIVE and value:  # 0 is a weak name that nobody defines
+            place = Place(item.symbol, item.symbol.section, item.symbol.value, item.symbol.value)
+            self.learn(item, place, value, [])
+        elif kind != RELATIVE:  # a resolver, or the place of a thread-local variable
+            known = {n.address for n in self._named(item.symbol.name, local=item.symbol.local)}
+            if known and value not in known:
+                raise Mismatch(f"{item.symbol.name} was built, {value:#x} runs")
 
     def learn(self, item: Relocation, place: Place, value: int, tables: list[Place]) -> None:
         """Note where a reference leads; a second, other answer is a mismatch."""
-        if item.type == reloc.R_TPOFF32:
-            self._check_thread_local(item, value, item.addend)
+        if item.type in reloc.THREAD_LOCAL:
+            self._learn_thread_local(item, value)
             return
-        if place.section is None:
-            self._learn_name(item.symbol.name, value - place.offset)
+        if place.section is None or item.symbol.kind in IFUNC_KINDS:
+            self._learn_name(item.symbol.name, value - place.offset + place.element)
             return
         section = self.object.sections.get(place.section)
         if section is None:
@@ -283,6 +281,24 @@ class Proof:
             if section.constant and not section.executable:
                 tables.append(place)
 
+    def _learn_thread_local(self, item: Relocation, value: int) -> None:
+        """Match a distance in a block of thread-local variables, or what __tls_get_addr is given (psABI, 4.4.6)."""
+        name, offset = item.symbol.name, value - item.addend
+        if item.type == reloc.R_TPOFF32:
+            self._check_thread_local(item, value, item.addend)
+            return
+        if item.type in {reloc.R_TLSGD, reloc.R_TLSLD}:
+            if self.running.pointer(value)[1] != DTPMOD64 or self.slots.setdefault(f"{name}@tls", value) != value:
+                raise Mismatch(f"thread-local {name or 'data'} was built, something else runs")
+            filled, _, offset = self.running.pointer(value + 8)
+            if filled and filled != name:
+                raise Mismatch(f"thread-local {name} was built, {filled} runs")
+            if filled or item.type == reloc.R_TLSLD:
+                return
+        known = {n.address for n in self._named(name, local=item.symbol.local) if n.kind == "STT_TLS"}
+        if known and offset not in known:
+            raise Mismatch(f"thread-local {name} was built, another variable runs")
+
     def _check_thread_local(self, item: Relocation, value: int, addend: int) -> None:
         """An existing variable has one distance from the thread pointer, in 32 bits; its symbol tells which."""
         name = item.symbol.name
@@ -297,10 +313,11 @@ class Proof:
         if self.names.setdefault(name, address) != address:
             raise Mismatch(f"{name} is at {address:#x} and at {self.names[name]:#x}")
         imported = self.running.plt.get(address)
-        known = {n.address for n in self.running.by_name.get(name, [])}
-        if self.running.chosen.get(address) in known:
-            return  # an ifunc, called through the entry that its resolver has filled
-        if (imported is not None and imported != name) or (imported is None and known and address not in known):
+        named = self.running.by_name.get(name, [])
+        if self.running.chosen.get(address) in {n.address for n in named if n.kind in IFUNC_KINDS}:
+            return  # called through the entry that its resolver has filled
+        known = {n.address for n in named if n.kind not in IFUNC_KINDS}
+        if (imported is not None and imported != name) or (imported is None and named and address not in known):
             raise Mismatch(f"{name} was built, {imported or hex(address)} runs")
 
     def learn_section(self, index: int, address: int) -> None:

@@ -7,7 +7,7 @@ from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 
 from podgraft_builder.compare import Comparison
-from podgraft_builder.objects import ObjectFile
+from podgraft_builder.objects import ObjectFile, is_program
 from podgraft_builder.records import Input, Record, inputs_of
 from podgraft_builder.verdict import Verdict
 from podgraft_bundle.errors import Reason, Refusal
@@ -17,11 +17,14 @@ _LIBRARY = re.compile(r"lib.+\.so(\.|$)")
 
 
 def other_modules(records: list[Record], binary: Path, tree: Path) -> Modules:
-    """Return the objects of what may be in one process with the binary: libraries, and for a library all programs."""
+    """Return the objects of what may be in one process with the binary: libraries, and programs that load it."""
     links = {item.output: item for item in records if item.kind == "link" and item.output != binary.resolve()}
     others = [output for output in sorted(links) if output.is_file() and _is_elf(output)]
+    libraries = [output for output in others if not _is_program(output)]
     if _is_program(binary):
-        others = _loaded_by(binary, [output for output in others if not _is_program(output)])
+        others = _loaded_by(binary, libraries)
+    else:
+        others = [o for o in others if o in libraries or binary in _loaded_by(o, [*libraries, binary])]
     return {output: inputs_of(links[output], tree, records, []) for output in others}
 
 
@@ -87,6 +90,4 @@ def _is_program(path: Path) -> bool:
     if not _is_elf(path):
         return False
     with path.open("rb") as file:
-        elf = ELFFile(file)
-        fixed = elf["e_type"] == "ET_EXEC"
-        return fixed or any(True for _ in elf.iter_segments("PT_INTERP"))
+        return is_program(ELFFile(file))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from elftools.elf.dynamic import DynamicSection
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import SymbolTableSection
@@ -20,6 +21,7 @@ IFUNC = "STT_GNU_IFUNC"
 IFUNC_KINDS = frozenset({IFUNC, "STT_LOOS"})  # pyelftools knows the number 10 by either name
 FUNCTION_KINDS = IFUNC_KINDS | {"STT_FUNC"}
 WEAK = frozenset({"STB_WEAK", "STB_LOOS", "STB_GNU_UNIQUE"})
+_DF_1_PIE = 0x08000000
 _SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -292,6 +294,15 @@ class ObjectFile:
 def is_x86_64(elf: ELFFile) -> bool:
     """Say whether a file is what all readers here take for granted: 64 bits, little-endian, x86-64."""
     return (elf["e_machine"], elf.elfclass, elf.little_endian) == ("EM_X86_64", 64, True)
+
+
+def is_program(elf: ELFFile) -> bool:
+    """Say whether a linked file is no library: it has a fixed address, or an interpreter, or says so (static PIE)."""
+    if elf["e_type"] == "ET_EXEC" or any(True for _ in elf.iter_segments("PT_INTERP")):
+        return True
+    dynamic = elf.get_section_by_name(".dynamic")
+    flags = dynamic.iter_tags("DT_FLAGS_1") if isinstance(dynamic, DynamicSection) else ()
+    return any(tag.entry.d_val & _DF_1_PIE for tag in flags)
 
 
 def place_of(item: Relocation, bias: int) -> Place:

@@ -14,6 +14,8 @@ _ARCHIVES = re.compile(r"^Archive member included[^\n]*\n\n(.*?)(?:\n\n|\Z)", re
 # A path may have a space, but a run of them separates columns: other tables of the map name archives there.
 _MEMBER = re.compile(r"^((?:[^\s()]| (?! ))+\.a)\(([^()\n]+)\)", re.MULTILINE)
 _LOAD = re.compile(r"^LOAD (.+)$", re.MULTILINE)
+# Other linkers have no LOAD: gold names a file behind address and size, lld and mold before each of its sections.
+_PLACED = re.compile(r"^ .*?0x[0-9a-f]+ +0x[0-9a-f]+ (\S.*)$|^ +[0-9a-fx]+ .*\d {9}(\S.*):\([^()]*\)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,14 @@ def link_of(records: list[Record], binary: Path) -> Record | None:
 
 
 def loaded(link: Record) -> list[Path]:
-    """Return the files that the map of a link names (ld manual, "-M": LOAD)."""
-    names = dict.fromkeys(_LOAD.findall(link.map.read_text(errors="replace")))
-    return [(link.cwd / name).resolve() for name in names]
+    """Return the files that the map of a link names."""
+    return [(link.cwd / name).resolve() for name in _loaded(link.map.read_text(errors="replace"))]
+
+
+def _loaded(text: str) -> list[str]:
+    """Return the files of a map (ld manual, "-M"), archive members as `archive(member)` where the linker names them."""
+    found = _LOAD.findall(text) or [gold or other for gold, other in _PLACED.findall(text)]
+    return list(dict.fromkeys(found))
 
 
 def inputs_of(link: Record, tree: Path, records: list[Record], run: list[Record]) -> list[Input]:
@@ -111,7 +118,8 @@ def inputs_of(link: Record, tree: Path, records: list[Record], run: list[Record]
                 found.append(Input(path, None, data))
     used: dict[Path, list[str]] = {}
     members_part = _ARCHIVES.search(text)
-    for name, member in dict.fromkeys(_MEMBER.findall(members_part.group(1) if members_part else "")):
+    members = members_part.group(1) if members_part else "\n".join(_loaded(text))
+    for name, member in dict.fromkeys(_MEMBER.findall(members)):
         path = (link.cwd / name).resolve()
         if path.is_relative_to(tree):
             used.setdefault(path, []).append(member)

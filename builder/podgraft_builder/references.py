@@ -108,6 +108,8 @@ class References:
             return self._offset(name, label, defined[0].address)
         if len(defined) > 1:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"{name} is {len(defined)} things in the running binary")
+        if name in self.running.canonical:
+            return self._offset(f"{name}.plt", label, self.running.canonical[name])
         if kind not in reloc.GOT | {reloc.R_64}:
             raise Refusal(
                 Reason.UNRESOLVED_REFERENCE,

@@ -16,14 +16,14 @@ from elftools.elf.relocation import RelocationSection
 from elftools.elf.sections import Section, SymbolTableSection
 from iced_x86 import Decoder, FlowControl, OpKind, Register
 
-from podgraft_builder.objects import WEAK, is_x86_64
+from podgraft_builder.objects import WEAK, is_program, is_x86_64
 from podgraft_builder.symtab import Symbol, read_symbols
 from podgraft_bundle.buildid import read_build_id
 from podgraft_bundle.errors import Reason, Refusal
 
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 # psABI x86-64, table 4.10
-_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 18, 8, 37
+_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, DTPMOD64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 16, 18, 8, 37
 SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
 _RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
 _PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got", ".iplt")
@@ -166,10 +166,17 @@ class RunningBinary:
 
     def adopt(self, symbols: list[Named], built: set[str]) -> None:
         """Take symbols that were proven; built: global names that the build defines, found or not."""
+        self._replace(symbols)
+        self.missing = built - self.by_name.keys()
+
+    def share(self, demoted: set[Named]) -> None:
+        """Let other objects mean symbols that are local in this file alone."""
+        self._replace([item._replace(hidden=item.hidden or item in demoted) for item in self.symbols])
+
+    def _replace(self, symbols: list[Named]) -> None:
         self.__dict__.update(symbols=symbols)
         for name in ("by_name", "names_at"):
             self.__dict__.pop(name, None)
-        self.missing = built - self.by_name.keys()
 
     @cached_property
     def by_name(self) -> dict[str, list[Named]]:
@@ -185,10 +192,23 @@ class RunningBinary:
         return {entry.name for entry in self._exports}
 
     @cached_property
+    def imported(self) -> set[str]:
+        """Return the names that the dynamic symbol table wants from others."""
+        return {entry.name for entry in self._dynamic_symbols if entry.section is None}
+
+    @cached_property
+    def canonical(self) -> dict[str, int]:
+        """Return imported function -> the PLT entry that is its address for the whole process (psABI, 5.2)."""
+        return {entry.name: entry.value for entry in self._dynamic_symbols if entry.section is None and entry.value}
+
+    @cached_property
     def _exports(self) -> list[Symbol]:
+        return [entry for entry in self._dynamic_symbols if entry.section is not None]
+
+    @cached_property
+    def _dynamic_symbols(self) -> list[Symbol]:
         table = self._elf.get_section_by_name(".dynsym")
-        entries = read_symbols(table) if isinstance(table, SymbolTableSection) else []
-        return [entry for entry in entries if entry.section is not None]
+        return read_symbols(table) if isinstance(table, SymbolTableSection) else []
 
     def preemptible(self, name: str) -> bool:
         """Say whether this is a library that the loader may find a name of in another module first.
@@ -232,7 +252,7 @@ class RunningBinary:
         return found
 
     def pointer(self, address: int) -> tuple[str, int, int]:
-        """Return symbol, type and value of a pointer in the file; packed relative ones (RELR) are in place."""
+        """Return symbol, relocation type and value of a pointer in the file; packed relative ones are in place."""
         found = self.relocated.get(address)
         return found or ("", RELATIVE, int.from_bytes(self.read(address, 8) or b"", "little"))
 
@@ -268,13 +288,13 @@ class RunningBinary:
 
     @cached_property
     def plt(self) -> dict[int, str]:
-        """Return PLT entry -> imported function."""
-        return {entry: self.slots[slot][0] for entry, slot in self._entries.items() if slot in self.slots}
+        """Return PLT entry -> imported function, found by what each entry jumps through."""
+        return {entry: self.slots[slot][0] for entry, slot in self.entries.items() if slot in self.slots}
 
     @cached_property
     def chosen(self) -> dict[int, int]:
         """Return PLT entry -> the resolver that chooses at start where it leads (gABI of GNU, STT_GNU_IFUNC)."""
-        pointers = {entry: self.relocated.get(slot, ("", 0, 0)) for entry, slot in self._entries.items()}
+        pointers = {entry: self.relocated[slot] for entry, slot in self.entries.items()}
         return {entry: value for entry, (_, kind, value) in pointers.items() if kind == IRELATIVE}
 
     def chosen_entry(self, resolver: int) -> int | None:
@@ -282,20 +302,21 @@ class RunningBinary:
         return next((entry for entry, address in sorted(self.chosen.items()) if address == resolver), None)
 
     @cached_property
-    def _entries(self) -> dict[int, int]:
-        """Return PLT entry -> the slot that it jumps through."""
+    def entries(self) -> dict[int, int]:
+        """Return PLT entry -> the slot that it jumps through, where the loader fills it."""
         found: dict[int, int] = {}
         for name in _PLT_SECTIONS:
             section = self._elf.get_section_by_name(name)
             if section is None:
                 continue
-            size = section["sh_entsize"] or 8  # GNU ld tells no size of those that a static program has for ifuncs
-            size = 8 if name == ".plt.got" and size not in {8, 16} else size
+            size = section["sh_entsize"]
+            # Where none is told: 8 in the static programs of GNU ld, 16 in what mold makes.
+            step = size if size in {8, 16} else 8
             data = section.data()
-            for at in range(0, len(data) - size + 1, size):
-                slot = _jumps_through(data[at : at + size], section["sh_addr"] + at)
-                if slot is not None:
-                    found[section["sh_addr"] + at] = slot
+            for at in range(0, len(data) - step + 1, step):
+                slot = _jumps_through(data[at : at + (size or 16)], section["sh_addr"] + at)
+                if slot in self.relocated:
+                    found.setdefault(section["sh_addr"] + at, slot)
         return found
 
     def plt_of(self, name: str) -> int | None:
@@ -313,9 +334,8 @@ class RunningBinary:
 
     @cached_property
     def executable(self) -> bool:
-        """Say whether this is a program (it has an interpreter, or a fixed address), not a library."""
-        fixed = self._elf["e_type"] == "ET_EXEC"
-        return fixed or any(True for _ in self._elf.iter_segments("PT_INTERP"))
+        """Say whether this is a program, not a library."""
+        return is_program(self._elf)
 
     @cached_property
     def names_at(self) -> dict[int, list[Named]]:
@@ -342,11 +362,11 @@ def _read_symbols(table: SymbolTableSection) -> list[Named]:
     return found
 
 
-def _jumps_through(data: bytes, address: int) -> int | None:
-    """Return the slot that a PLT entry jumps through."""
+def _jumps_through(data: bytes, address: int) -> int:
+    """Return the slot that a PLT entry jumps through, 0 where it does not."""
     for instruction in Decoder(64, data, ip=address):
         if instruction.flow_control == FlowControl.INDIRECT_BRANCH:
             if instruction.op0_kind == OpKind.MEMORY and instruction.memory_base == Register.RIP:
                 return int(instruction.memory_displacement)
-            return None
-    return None
+            return 0
+    return 0

@@ -59,6 +59,22 @@ def test_library_of_another_program(project: Any, name: str, *, refused: bool) -
     assert caught.value.reason == Reason.OTHER_MODULE_CHANGED
 
 
+STATIC = "gcc -O2 -c main.c lib.c && ar rc libmine.a lib.o && gcc -pie -Wl,-z,now -o other main.o libmine.a"
+SHARED = "gcc -O2 -fPIC -shared -Wl,-soname,libmine.so.1 -Wl,--build-id -o prog lib.c"
+
+
+@pytest.mark.parametrize("load", [False, True])
+def test_program_beside_a_library(project: Any, *, load: bool) -> None:
+    """A program that holds the same code counts where it loads the library, and not where it was linked without it."""
+    project.command = f"{SHARED} && {STATIC}{' -Wl,--no-as-needed ./prog' if load else ''}"
+    if not load:
+        assert names(project.build(OLD, FIX)) == ["work"]
+        return
+    with pytest.raises(Refusal) as caught:
+        project.build(OLD, FIX)
+    assert caught.value.reason == Reason.OTHER_MODULE_CHANGED
+
+
 LIBTOOL = """
 %.lo: %.c
 \tgcc -O2 -fPIE -c -o $*.o $<

@@ -10,13 +10,15 @@ from podgraft_bundle.errors import Reason, Refusal
 
 MAIN = "#include <stdio.h>\nint work(int);\nint main(int argc, char **argv) { return work(argc); }\n"
 MORE = "int more(int a) { return a + 7; }\nint less(int a) { return a - 7; }\nint seen = 7, lost = 8;\n"
+MORE += "__thread int here, there;\n"
+UNRELAXED = "lazy pie without relaxing"
 LINKS = {
     "pie": "gcc -O2 -fPIE -pie -Wl,-z,now -Wl,--build-id",
     "no-pie": "gcc -O2 -fno-pie -no-pie -Wl,--build-id",
     "library": "gcc -O2 -fPIC -shared -Wl,--build-id",
     "packed": "gcc -O2 -fPIE -pie -Wl,-z,pack-relative-relocs -Wl,--build-id",
     "packed library": "gcc -O2 -fPIC -shared -Wl,-z,pack-relative-relocs -Wl,--build-id",
-    "lazy pie without relaxing": "gcc -O2 -fPIC -pie -Wl,--no-relax -Wl,--build-id",
+    UNRELAXED: "gcc -O2 -fPIC -pie -Wl,--no-relax -Wl,--build-id",
     "unoptimised": "gcc -O0 -fPIE -pie -Wl,--build-id",
 }
 
@@ -60,6 +62,23 @@ CASES = {
     "variable of another object": Case(
         OUTSIDE + "static int *const t[] = { &seen, @ };\nint work(int a) { return *t[a & 1] # 3; }\n", "&lost", "&seen"
     ),
+    "variable in a slot": Case(
+        OUTSIDE + "int work(int a) { return @ # a; }\n", "seen * 3 + lost", "lost * 3 + seen"
+    ),
+    "function in a slot": Case(
+        "__attribute__((noplt)) int more(int), less(int);\nint work(int a) { return @ # 3; }\n",
+        "more(a) * 3 + less(a)", "less(a) * 3 + more(a)"
+    ),
+    "thread-local variables": Case(
+        "extern __thread int here, there;\nstatic __thread int own, next;\n"
+        "int get(int a) { own += a; next -= a; return own * next + @; }\nint work(int a) { return a # 3; }\n",
+        "here * 3 + there", "there * 3 + here"
+    ),
+    "thread-local variables of this file": Case(
+        "static __thread int own, next;\nint get(int a) { return a ^ @; }\n"
+        "int set(int a) { own -= a; return next = a; }\nint work(int a) { return a # 3; }\n",
+        "own", "next"
+    ),
     "table of tables": Case(
         'static const char *const one[] = { "one", "@" }, *const two[] = { "two", "ten" };\n'
         "static const char *const *const t[] = { one, two };\nint work(int a) { return t[a & 1][a & 1][0] # 3; }\n",
@@ -99,7 +118,9 @@ PUTS = NOIPA + "static int puts0(int a) { return a * 3 + 1; }\n" + NOIPA + "stat
 
 # All ways to link for the first ones; the rest where the entries are plain bytes, and where the loader knows names.
 EVERYWHERE = ("string", "exported string", "function", "imported function")
+SLOTS = ("variable in a slot", "function in a slot")
 PAIRS = [(link, name) for name in CASES for link in LINKS if name in EVERYWHERE or link in {"no-pie", "library"}]
+PAIRS += [(UNRELAXED, name) for name in SLOTS]
 STRIPPED = ("string", "exported string", "function", "table of tables", "first value")
 
 
