@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from iced_x86 import Mnemonic
 
 from podgraft_builder.code import Body, decode
-from podgraft_builder.match import Mismatch, Proof
+from podgraft_builder.instructions import Mismatch
+from podgraft_builder.match import Proof
 from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.running import Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal

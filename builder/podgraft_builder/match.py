@@ -6,10 +6,11 @@ every relocation of the object leads to one and the same thing in the running bi
 
 from dataclasses import dataclass, field
 
-from iced_x86 import Instruction, OpKind, Register
+from iced_x86 import Instruction
 
 from podgraft_builder import reloc
 from podgraft_builder.code import IMMEDIATES, Body, Step, decode, is_branch
+from podgraft_builder.instructions import Mismatch, both, memory_target, relocated_value, same_instruction
 from podgraft_builder.objects import (
     FUNCTION_KINDS,
     IFUNC_KINDS,
@@ -22,16 +23,6 @@ from podgraft_builder.objects import (
 )
 from podgraft_builder.running import DEBUG_FOLDER, DTPMOD64, RELATIVE, Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
-
-# What an instruction says beside its operands: prefixes, and what only EVEX can (Intel SDM vol. 2A, 2.7).
-_BESIDE = (
-    *("has_rep_prefix", "has_repne_prefix", "has_lock_prefix", "segment_prefix"),
-    *("op_mask", "zeroing_masking", "rounding_control", "suppress_all_exceptions", "is_broadcast"),
-)
-
-
-class Mismatch(Exception):
-    """The running binary has other code here; says where."""
 
 
 @dataclass
@@ -152,7 +143,7 @@ class Proof:
     def _first_difference(self, ours: Body, theirs: Body) -> None:
         for a, b in zip(ours.steps, theirs.steps, strict=False):
             if a.instruction.mnemonic != b.instruction.mnemonic:
-                raise Mismatch(_both(a.instruction, b.instruction))
+                raise Mismatch(both(a.instruction, b.instruction))
         raise Mismatch(f"{len(ours.steps)} instructions built, {len(theirs.steps)} running")
 
     def _match_step(self, a: Step, b: Step, ours: Body, theirs: Body, tables: list[Place]) -> None:
@@ -165,40 +156,40 @@ class Proof:
             self._match_got(item, x, y)
         elif is_branch(x):
             self._match_branch(item, x, y, ours, theirs)
-        elif item is None and x.is_ip_rel_memory_operand and _memory_target(y) is not None:
+        elif item is None and x.is_ip_rel_memory_operand and memory_target(y) is not None:
             a_index, b_index = ours.index_of(x.memory_displacement), theirs.index_of(y.memory_displacement)
-            if not _same_instruction(x, y, free="displacement") or a_index is None or a_index != b_index:
-                raise Mismatch(_both(x, y))
+            if not same_instruction(x, y, free="displacement") or a_index is None or a_index != b_index:
+                raise Mismatch(both(x, y))
         elif item is None:
-            if not _same_instruction(x, y, free=None):
-                raise Mismatch(_both(x, y))
+            if not same_instruction(x, y, free=None):
+                raise Mismatch(both(x, y))
         else:
-            field_, value = _relocated_value(item, x, y)
-            if not _same_instruction(x, y, free=field_):
-                raise Mismatch(_both(x, y))
+            field_, value = relocated_value(item, x, y)
+            if not same_instruction(x, y, free=field_):
+                raise Mismatch(both(x, y))
             self.learn(item, place_of(item, x.next_ip - item.offset), value, tables)
 
     def _match_two(self, a: Step, y: Instruction, tables: list[Place]) -> None:
         """Match an instruction with two relocations: displacement and immediate (`movq $sym, other(%rip)`)."""
         x = a.instruction
         free = {"displacement", "immediate"}
-        if not _same_instruction(x, y, free=free):
-            raise Mismatch(_both(x, y))
+        if not same_instruction(x, y, free=free):
+            raise Mismatch(both(x, y))
         for item in a.relocations:
-            name, value = _relocated_value(item, x, y)
+            name, value = relocated_value(item, x, y)
             if name not in free:
-                raise Mismatch(_both(x, y))
+                raise Mismatch(both(x, y))
             free.discard(name)
             self.learn(item, place_of(item, x.next_ip - item.offset), value, tables)
 
     def _match_branch(self, item: Relocation | None, x: Instruction, y: Instruction, ours: Body, theirs: Body) -> None:
         if not is_branch(y) or x.mnemonic != y.mnemonic:
-            raise Mismatch(_both(x, y))
+            raise Mismatch(both(x, y))
         target = y.near_branch_target
         if item is None:
             a, b = ours.index_of(x.near_branch_target), theirs.index_of(target)
             if a is None or a != b:
-                raise Mismatch(_both(x, y) + ": other target")
+                raise Mismatch(both(x, y) + ": other target")
             return
         place = place_of(item, x.next_ip - item.offset)
         own = place.section is not None and not item.symbol.local
@@ -206,7 +197,7 @@ class Proof:
             return  # exported by a library, and called as the loader decides: nothing to learn of our own function
         if place.section is not None and ours.start <= place.offset < ours.end and self._is_self(place, ours):
             if ours.index_of(place.offset) != theirs.index_of(target):
-                raise Mismatch(_both(x, y) + ": other target")
+                raise Mismatch(both(x, y) + ": other target")
             return
         self.learn(item, place, target, [])
 
@@ -220,8 +211,8 @@ class Proof:
     def _match_got(self, item: Relocation, x: Instruction, y: Instruction) -> None:
         """Match a use of a GOT slot, or what the linker relaxed it to (psABI section B.2 "Optimize GOTPCRELX")."""
         name = item.symbol.name
-        target = _memory_target(y)
-        if x.code == y.code and target is not None and _same_instruction(x, y, free="displacement"):
+        target = memory_target(y)
+        if x.code == y.code and target is not None and same_instruction(x, y, free="displacement"):
             if self.slots.setdefault(name, target) != target:
                 raise Mismatch(f"two GOT slots of {name}")
             filled = self.running.slots.get(target)
@@ -239,7 +230,7 @@ class Proof:
         if direct is None and y.op_count > 1 and y.op1_kind in IMMEDIATES:
             direct = y.immediate(1)
         if direct is None:
-            raise Mismatch(_both(x, y))
+            raise Mismatch(both(x, y))
         self.learn(item, place, direct, [])
 
     def _match_slot(self, item: Relocation, slot: int) -> None:
@@ -376,57 +367,3 @@ class Proof:
                 if place.section == index:
                     found.add(place.offset)
         return sorted(found)
-
-
-def _same_instruction(x: Instruction, y: Instruction, free: str | set[str] | None) -> bool:  # noqa: PLR0911
-    """Compare two instructions, but for the fields in `free` ("displacement", "immediate")."""
-    skip = {free} if isinstance(free, str) else free or set()
-    if x.mnemonic != y.mnemonic or x.op_count != y.op_count or x.code != y.code:
-        return False
-    if any(getattr(x, name) != getattr(y, name) for name in _BESIDE):
-        return False
-    for index in range(x.op_count):
-        kind = x.op_kind(index)
-        if kind != y.op_kind(index):
-            return False
-        if kind == OpKind.REGISTER and x.op_register(index) != y.op_register(index):
-            return False
-        if kind in IMMEDIATES and "immediate" not in skip and x.immediate(index) != y.immediate(index):
-            return False
-        if kind == OpKind.MEMORY and not _same_memory(x, y, free="displacement" in skip):
-            return False
-    return True
-
-
-def _same_memory(x: Instruction, y: Instruction, *, free: bool) -> bool:
-    if (x.memory_base, x.memory_index, x.memory_index_scale) != (y.memory_base, y.memory_index, y.memory_index_scale):
-        return False
-    if x.memory_base == Register.RIP:  # without a relocation this would be an address inside the function
-        return free
-    return free or x.memory_displacement == y.memory_displacement
-
-
-def _memory_target(y: Instruction) -> int | None:
-    has = any(y.op_kind(index) == OpKind.MEMORY for index in range(y.op_count))
-    return int(y.memory_displacement) if has and y.memory_base == Register.RIP else None
-
-
-def _relocated_value(item: Relocation, x: Instruction, y: Instruction) -> tuple[str, int]:
-    """Return which field of the instruction a relocation fills, and what the running one has there (absolute)."""
-    if item.type in reloc.PC_RELATIVE:
-        target = _memory_target(y)
-        if target is None:
-            raise Mismatch(_both(x, y))
-        return "displacement", target
-    memory = any(x.op_kind(index) == OpKind.MEMORY for index in range(x.op_count))
-    immediates = [index for index in range(x.op_count) if x.op_kind(index) in IMMEDIATES]
-    last = immediates and item.offset + reloc.width(item.type) == x.next_ip
-    if memory and not last:
-        return "displacement", int(y.memory_displacement)
-    if not immediates or y.op_count <= immediates[0] or y.op_kind(immediates[0]) not in IMMEDIATES:
-        raise Mismatch(_both(x, y))
-    return "immediate", int(y.immediate(immediates[0]))
-
-
-def _both(x: Instruction, y: Instruction) -> str:
-    return f"built `{x}` at +{x.ip:#x}, running `{y}` at {y.ip:#x}"

@@ -11,7 +11,8 @@ from functools import cached_property
 
 from podgraft_builder import reloc
 from podgraft_builder.code import decode
-from podgraft_builder.match import Mismatch, Proof
+from podgraft_builder.instructions import Mismatch
+from podgraft_builder.match import Proof
 from podgraft_builder.objects import (
     IFUNC_KINDS,
     SHF_GROUP,

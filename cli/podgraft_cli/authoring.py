@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from podgraft_builder.build import Options, build
+from podgraft_builder.build import build
 from podgraft_builder.explain import Explanation, explain
 from podgraft_builder.hazards import check_hazards
 from podgraft_builder.hooks import HEADER, kind_name
+from podgraft_builder.options import Options
 from podgraft_builder.pairs import compare_pairs, read_folders, unchanged_objects
 from podgraft_builder.verdict import OVERRULABLE, Hazard, Verdict
 from podgraft_bundle.bundle import Bundle, read_bundle

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from iced_x86 import Decoder, Instruction
 
-from podgraft_builder.build import Options, Outcome, build
+from podgraft_builder.build import Outcome, build
 from podgraft_builder.code import is_branch
 from podgraft_builder.objects import ObjectFile
+from podgraft_builder.options import Options
 from podgraft_builder.running import RunningBinary
 from podgraft_bundle.errors import Reason
 

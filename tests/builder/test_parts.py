@@ -15,8 +15,8 @@ from podgraft_builder.ahead import old_object, reading_ahead, touched
 from podgraft_builder.clobbers import CALLER_SAVED, clobbered
 from podgraft_builder.code import decode
 from podgraft_builder.dwarf import read_debug, read_statics
+from podgraft_builder.instructions import same_instruction
 from podgraft_builder.lines import keep_line_numbers
-from podgraft_builder.match import _same_instruction
 from podgraft_builder.objects import ObjectFile
 from podgraft_builder.records import Input, Record, archive_members, read_log
 from podgraft_builder.symtab import read_symbols
@@ -262,5 +262,5 @@ def test_masks_and_rounding_are_compared() -> None:
     # vaddps zmm0{k1}, zmm0, zmm0: with another mask, with zeroing, with rounding
     codes = ["62f17c4958c0", "62f17c4a58c0", "62f17cc958c0", "62f17c1958c0"]
     plain, *others = [next(iter(Decoder(64, bytes.fromhex(code)))) for code in codes]
-    assert _same_instruction(plain, plain, free=None)
-    assert not any(_same_instruction(plain, other, free=None) for other in others)
+    assert same_instruction(plain, plain, free=None)
+    assert not any(same_instruction(plain, other, free=None) for other in others)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from podgraft_builder.build import Options, build
+from podgraft_builder.build import build
+from podgraft_builder.options import Options
 from podgraft_builder.running import RunningBinary
 
 CASE = "redis-7.0.15-CVE-2025-32023"

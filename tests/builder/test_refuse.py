@@ -286,14 +286,6 @@ def test_build_that_fails_shows_the_compiler(project: Any) -> None:
     assert "nosuchname" in error.detail
 
 
-def test_map_of_another_linker(project: Any) -> None:
-    """A map that names no objects is told so: nothing would seem to change."""
-    project.command = "gcc -O2 -fPIE -pie -fuse-ld=gold -Wl,--build-id -o prog *.c"
-    error = refused(project, *pair("int work(int a) { return a * @; }\n", "2", "3"))
-    assert error.reason is Reason.BUILD_FAILED
-    assert "GNU ld" in error.detail
-
-
 def test_binary_not_built(project: Any) -> None:
     """A build command that makes something else is told so."""
     project.command = "gcc -O2 -o other *.c"
