@@ -120,7 +120,7 @@ consistency: install ## Replace two functions that belong together 1,000 times: 
 	@$(BIN)/python -m tests.torture.consistency $(if $(PATCHES),--patches=$(PATCHES))
 fuzz: install ## Give 10,000 damaged bundles to check and apply on a real process (CASES=n)
 	@$(BIN)/python -m tests.torture.fuzz $(if $(CASES),--cases=$(CASES))
-torture: install ## Patch and revert 24 kinds of programs under load, 200 times each (CYCLES=n)
+torture: install ## Patch and revert 25 kinds of programs under load, 200 times each (CYCLES=n)
 	@$(BIN)/python -m tests.torture.torture $(if $(CYCLES),--cycles=$(CYCLES))
 killtest: install ## Kill the engine 1,000 times, at every step, against a loaded program and Redis (KILLS=n)
 	@$(BIN)/python -m tests.torture.killtest $(if $(KILLS),--kills=$(KILLS))

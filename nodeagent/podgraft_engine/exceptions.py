@@ -15,7 +15,7 @@ from typing import Final
 from podgraft_bundle.errors import PodgraftError, Reason, Refusal
 from podgraft_engine.code.stubs import near_jump
 from podgraft_engine.helper.mailbox import Helper
-from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, PROT_RX, protect, replace_ours, try_map_fixed
+from podgraft_engine.helper.rpc import PLACES_TO_TRY, PROT_NONE, PROT_RW, PROT_RX, protect, try_map_fixed
 from podgraft_engine.inspection import Target
 from podgraft_engine.patched.pages import Pages, compose
 from podgraft_engine.patched.state import FinderRecord, PatchRecord, State
@@ -158,6 +158,3 @@ class Exceptions:
             self._pages.switch(page, content)
         elif self._pages.has(page):
             self._pages.restore(page)
-            if not any(0 <= p.pristine - finder.workspace < WORKSPACE_SIZE for p in self._state.document.pages):
-                # So that nothing of libgcc stays mapped twice.
-                replace_ours(self._helper, finder.workspace, WORKSPACE_SIZE, PROT_NONE)

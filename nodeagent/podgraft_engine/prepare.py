@@ -34,6 +34,7 @@ from podgraft_engine.helper.rpc import (
     PlaceTakenError,
     map_fixed,
     protect,
+    replace_ours,
     try_map_fixed,
     unmap,
 )
@@ -128,11 +129,18 @@ def release_workspace(state: State, helper: Helper, record: PatchRecord) -> None
     unmap(helper, address, size)
 
 
-def release_workspaces(state: State, helper: Helper, *, besides: PatchRecord) -> None:
-    """Give back what patches that are gone held for the twins of pages which others still needed."""
+def release_workspaces(state: State, helper: Helper) -> None:
+    """Let nothing of a file stay mapped twice: what patches that are gone held goes, what stays is emptied.
+
+    A twin or clone lies in any workspace, so this can be told when the pages of all patches, wake-up points and
+    finders have what they want.
+    """
     for patch in state.document.patches:
-        if patch.phase == "retired" and patch is not besides:
+        if patch.phase == "retired":
             release_workspace(state, helper, patch)
+    for address, size in state.document.rooms():
+        if not any(address <= p.pristine < address + size for p in state.document.pages):
+            replace_ours(helper, address, size, PROT_NONE)
 
 
 def discard(state: State, helper: Helper, record: PatchRecord) -> None:

@@ -15,6 +15,7 @@ from podgraft_engine.hooks.hooks import Hooks, wait_for_hook
 from podgraft_engine.inspection import open_target
 from podgraft_engine.patched.pages import Pages
 from podgraft_engine.patched.state import State, open_state
+from podgraft_engine.prepare import release_workspaces
 from podgraft_engine.target.awake import check_awake
 from podgraft_engine.target.limits import Needs, check_memory
 from podgraft_engine.target.proc import Process
@@ -97,6 +98,7 @@ class Session:
             # An engine before us may have been killed between its last thread and its last page.
             self.wakeups().disarm()
             self.exceptions.settle()
+            release_workspaces(self.state, self.helper)
 
     def show_state(self) -> None:
         """Let an inspection see the state as it is now."""

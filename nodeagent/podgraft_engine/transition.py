@@ -22,7 +22,6 @@ from podgraft_engine.prepare import (
     discard,
     links_of,
     prepare,
-    release_workspace,
     release_workspaces,
     reserve_workspace,
 )
@@ -219,7 +218,7 @@ class Transition:
             self._session.hooks.run(record, "post_apply")
             self._replace(record)
             self._set_phase(record, "finalized")
-            release_workspaces(self._session.state, self._session.helper, besides=record)
+            release_workspaces(self._session.state, self._session.helper)
         return tally
 
     def _replace(self, record: PatchRecord) -> None:
@@ -277,13 +276,12 @@ class Transition:
         Quiescence(self._session, record).drain(all_code(record))
         reached(Step.HOLES_DRAINED)
         self._session.pages.tidy(pages_of(record), without=record)
-        release_workspace(self._session.state, self._session.helper, record)
         if prepared_by_hook(record):
             self._session.hooks.run(record, "post_revert")
         record.complete, record.replaced = False, []
         self._set_phase(record, "retired")
         self._session.exceptions.settle()
-        release_workspaces(self._session.state, self._session.helper, besides=record)
+        release_workspaces(self._session.state, self._session.helper)
 
     def _entered(self, record: PatchRecord) -> list[CodeRange]:
         """Return the code that threads may have come into by a patch that is reverted."""

@@ -9,10 +9,11 @@ from tests.torture.torture import PROGRAMS, SEED, Bench
 
 CYCLES = 2
 CHOSEN = ("stripped", "shared library", "thread storm", "forks", "alternate stacks", "mapping and unmapping")
+LEFTOVERS = ("C++ exceptions", "31 blocking calls", "system calls of its own")
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("name", [*CHOSEN, "31 blocking calls"])
+@pytest.mark.parametrize("name", [*CHOSEN, *LEFTOVERS])
 def test_programs_under_load_do_not_notice(name: str, tmp_path: Path) -> None:
     """Nothing crashes, nothing is wrong, no call is cut short, no mapping and no thread of ours is left."""
     program = next(p for p in PROGRAMS if p.name == name)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hack.tools import unwind_on_signals
+from podgraft_engine.exceptions import CODE_SIZE
 from podgraft_engine.helper import block
 from podgraft_engine.patched.state import read_state
 from podgraft_engine.target.memory import Memory
@@ -76,6 +77,7 @@ PROGRAMS = (
     Program("large writes", "streams.c"),
     Program("TLS and function pointers", "tls.c"),
     Program("31 blocking calls", "calls.c"),
+    Program("system calls of its own", "calls.c", ("-DOWN",)),
 )
 
 
@@ -182,17 +184,15 @@ class _Torture:
     seen: dict[str, int] = field(default_factory=dict)
 
     def run(self, cycles: int) -> None:
-        maps: int | None = None
+        before = self._our_maps()
         for _ in range(cycles):
             if not (self._move("apply", "new") and self._move("revert", "old")):
                 break
             self.row.patches += 1
-            # The first patch leaves its area behind, by design: its code may be referred to.
-            maps = self._our_maps() if maps is None else maps
             time.sleep(self.chance.uniform(0, 0.005))
         else:
             self._wait_for_helpers()
-            self.row.leaked_maps = self._our_maps() - (maps or 0)
+            self.row.leaked_maps = self._our_maps() - before
         self._finish()
 
     def _move(self, op: str, wanted: str) -> bool:
@@ -267,20 +267,28 @@ class _Torture:
     def _our_maps(self) -> int:
         """Count executable memory that is no file's, and text pages that lie outside of their file's place.
 
-        The routines of wake-up points stay, by design; a module gets its own when a thread first sleeps in it.
+        Our block, the routines of wake-up points and of the search for unwind data, and the areas of patches stay, by
+        design: a thread may be in them. But an area serves again, unless what it refers to has another address now, as
+        a function has that was bound since.
         """
         process = Process(self.target.pid)
         memory = Memory(process)
-        state = read_state(process, memory, block.find(process, memory))
-        stay = {record.code for record in state.document.wake} if state is not None else set()
-        anonymous = twins = 0
+        blk = block.find(process, memory)
+        state = read_state(process, memory, blk)
+        document = state.document if state is not None else None
+        stay = {record.code for record in document.wake} if document else set()
+        stay |= {finder.data - CODE_SIZE for finder in document.finders} if document else set()
+        stay |= {start for patch in document.patches for start, _ in patch.mapped} if document else set()
+        served = [(patch.digest, patch.links) for patch in document.patches] if document else []
+        anonymous = 0
         seen: dict[str, int] = {}
         for mapping in process.maps():
-            anonymous += "x" in mapping.perms and not mapping.path and mapping.start not in stay
+            ours = mapping.start in stay or (blk is not None and blk.contains(mapping.start))
+            anonymous += "x" in mapping.perms and not mapping.path and not ours
             if "x" in mapping.perms and mapping.inode:
                 seen[mapping.path] = seen.get(mapping.path, 0) + 1
         twins = sum(count - 1 for count in seen.values())
-        return anonymous + twins
+        return anonymous + twins + len(served) - len(set(served))
 
     def _wait_for_helpers(self) -> None:
         """A helper that was dismissed leaves at once; what sleeps in our block after its idle time is a leak."""

@@ -217,9 +217,12 @@ class Document(Record):
 
     def workspaces(self) -> list[tuple[int, int]]:
         """Return where page clones may lie: addresses and sizes."""
-        of_patches = [(p.workspace, p.workspace_size) for p in self.patches]
+        return [(p.workspace, p.workspace_size) for p in self.patches] + self.rooms()
+
+    def rooms(self) -> list[tuple[int, int]]:
+        """Return those of them that stay as long as the process lives."""
         of_finders = [(f.workspace, f.workspace_size) for f in self.finders]
-        return of_patches + [(w.workspace, w.workspace_size) for w in self.wake] + of_finders
+        return [(w.workspace, w.workspace_size) for w in self.wake] + of_finders
 
     def find(self, name: str) -> PatchRecord | None:
         """Return the patch of that name that threads may see; of two of one name the one that replaces the other."""

@@ -16,7 +16,6 @@ from podgraft_engine.helper.rpc import (
     PROT_RX,
     advise_not_needed,
     protect,
-    replace_ours,
     try_map_fixed,
 )
 from podgraft_engine.patched.state import PointRecord, State, WakeRecord
@@ -115,13 +114,6 @@ class Area:
     def drop_log(self) -> None:
         """Give back the memory of the log: 8 bytes for each thread that came by. Where memory is locked it stays."""
         advise_not_needed(self._helper, self.record.data + LOG_AT, LOG_ENTRIES * _ENTRY.size)
-
-    def clear_workspace(self) -> None:
-        """Drop what page clones have left behind, so that nothing of the file stays mapped twice."""
-        record = self.record
-        used = any(0 <= p.pristine - record.workspace < record.workspace_size for p in self._state.document.pages)
-        if not used:
-            replace_ours(self._helper, record.workspace, record.workspace_size, PROT_NONE)
 
 
 def open_area(process: Process, memory: Memory, helper: Helper, state: State, module: Module) -> Area | None:

@@ -151,7 +151,6 @@ class Wakeups:
             else:
                 self._pages.restore(page)
         if pages:
-            area.clear_workspace()
             area.drop_log()
 
     def _arm(self, point: WakePoint, *, declared: bool = False) -> bool:

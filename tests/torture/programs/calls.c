@@ -42,7 +42,16 @@ static int is(int result, int number)
 
 static struct sembuf take = {1, -1, 0}, take_none = {0, -1, 0};
 
+#ifdef OWN /* by an instruction of the program's own, which gets its wake-up points in an area of its own */
+static int t_nanosleep(void)
+{
+	long result;
+	__asm__ volatile("syscall" : "=a"(result) : "0"(SYS_nanosleep), "D"(&ms30), "S"(0) : "rcx", "r11", "memory");
+	return result == 0;
+}
+#else
 static int t_nanosleep(void) { return nanosleep(&ms30, NULL) == 0; }
+#endif
 static int t_clock(void) { return clock_nanosleep(CLOCK_MONOTONIC, 0, &ms30, NULL) == 0; }
 static int t_clock_abs(void)
 {
