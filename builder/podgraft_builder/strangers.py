@@ -39,6 +39,8 @@ def _address(subject: Subject, unit: Changed) -> int | None:
     found = running.by_name.get(unit.old.name, []) if running is not None else []
     if unit.old.local:
         found = [n for n in found if n.file == subject.comparison.old.source]
+    else:
+        found = [n for n in found if n.shared] or found
     places = {n.address for n in found if n.kind in FUNCTION_KINDS}
     return places.pop() if len(places) == 1 else None
 

@@ -141,7 +141,7 @@ HINTS: dict[Reason, str] = {
     Reason.LOCK_IMBALANCE: "make sure that no lock is held between two calls of the changed functions",
     Reason.CHANGED_VTABLE: "leave virtual functions and base classes as they are: objects keep their old table",
     Reason.CHANGED_ALIAS: "leave the names of existing functions as they are",
-    Reason.FOLDED_FUNCTIONS: "build the running binary with -fno-ipa-icf, or change the folded functions alike",
+    Reason.FOLDED_FUNCTIONS: "build what runs without -fipa-icf and --icf, or change the folded functions alike",
     Reason.WEAK_SYMBOL: "patch the definition that the running binary uses",
     Reason.MOVED_BETWEEN_FILES: "leave functions and variables in the file that they are in",
     Reason.COMPUTED_GOTO: "make the table of labels const and local to the function, and keep no label in a variable",

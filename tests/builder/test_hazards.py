@@ -493,6 +493,24 @@ def test_caller_that_only_the_running_binary_has(project: Any, *, extra: bool) -
     assert "more calls leaf" in error.detail
 
 
+@pytest.mark.parametrize("extra", [False, True])
+def test_stranger_beside_a_static_of_the_name(project: Any, *, extra: bool) -> None:
+    """The same for a global function with another signature, also where another file has a static one of its name."""
+    text = NOINLINE + "int leaf(int a@) { return a * 3 BY; }\nint work(int a) { return leaf(aARG) + 1; }\n"
+    static = NOINLINE + "static int leaf(int a) { return a - 9; }\nint third(int a) { return leaf(a) + 1; }\n"
+    old = {"lib.c": text.replace("@", "").replace("BY", "").replace("ARG", ""), "third.c": static}
+    new = {**old, "lib.c": text.replace("@", ", int b").replace("BY", "+ b").replace("ARG", ", a")}
+    more = "int leaf(int); int more(int a) { return leaf(a) * 2; }" if extra else ""
+    command = f"echo '{more}' > ../more.c && gcc -O2 -fPIE -pie -Wl,-z,now -o ../running *.c ../more.c"
+    built_elsewhere(project, old, new, command)
+    if not extra:
+        assert project.build({"main.c": MAIN, **old}, new).bundle.manifest.functions
+        return
+    error = refused(project, old, new)
+    assert error.reason is Reason.UNKNOWN_CALLER
+    assert "more calls leaf" in error.detail
+
+
 OTHER_DATA = {
     "size of an array": ("int seen[@];\nint work(int a) { return seen[a & 3]++ * 3; }\n", "8", "16"),
     "thread-local variable": (
