@@ -90,7 +90,7 @@ PROGRAMS = {
         configure="",
         build=(
             f"CFLAGS='{CFLAGS}' LDFLAGS='{LDFLAGS}' "
-            "make -j2 -C src BUILD_TLS=yes MALLOC=libc OPTIMIZATION=-O2 redis-server"
+            "make -j2 -C src BUILD_TLS=yes MALLOC=libc USE_SYSTEMD=no OPTIMIZATION=-O2 redis-server"
         ),
         port=6379,
         start=_redis,

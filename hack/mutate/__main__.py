@@ -40,7 +40,7 @@ def mutate() -> None:
     with lock("mutate"):
         target = redis_target()
         parts = [REPOSITORY / name for name in ("builder", "bundle", "nodeagent/podgraft_engine", "hack/mutate")]
-        state = digest_of(target.source.name, str(seed), *parts)
+        state = digest_of(str(target.source.relative_to(cache())), str(seed), *parts)
         results = _all(target, cache() / "mutate" / state, Known(FILE.with_suffix(".json"), state), count, seed)
     text = "\n".join(_page(results, seed))
     FILE.write_text(text + "\n")

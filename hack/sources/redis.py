@@ -22,7 +22,8 @@ CFLAGS = "-O2 -g -fPIE -fstack-protector-strong -Wformat -Werror=format-security
 LDFLAGS = "-pie -Wl,-z,relro -Wl,-z,now"
 BUILD = (
     f"CFLAGS='{CFLAGS}' LDFLAGS='{LDFLAGS}' "
-    "make -j2 -C src BUILD_TLS=yes MALLOC=libc OPTIMIZATION=-O2 redis-server redis-cli"
+    # Without libsystemd, whether or not another build has installed it here meanwhile.
+    "make -j2 -C src BUILD_TLS=yes MALLOC=libc USE_SYSTEMD=no OPTIMIZATION=-O2 redis-server redis-cli"
 )
 
 

@@ -25,8 +25,9 @@ class Running:
         (folder / "fix.patch").write_text("--- a/a.c\n+++ b/a.c\n@@ -1 +1 @@\n-int a;\n+int b;\n")
         self.command = LONG.replace("@", str(self.note))
         arguments = ["--source", self.source, "--patch", folder / "fix.patch", "--build", self.command]
-        podgraft = Path(sys.executable).with_name("podgraft")
-        self.process = subprocess.Popen([podgraft, "build", *arguments, "--binary", "a", "-o", folder / "a.graft"])
+        # A shell that puts its tests into the background lets them ignore SIGINT, and so whatever they start.
+        podgraft = ["env", "--default-signal=INT", Path(sys.executable).with_name("podgraft")]
+        self.process = subprocess.Popen([*podgraft, "build", *arguments, "--binary", "a", "-o", folder / "a.graft"])
         deadline = time.monotonic() + 60
         while not (self.note.exists() and self.note.read_text().endswith("\n")):
             assert time.monotonic() < deadline
