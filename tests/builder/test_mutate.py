@@ -172,3 +172,10 @@ def test_results_are_kept_for_the_same_state_alone(tmp_path: Path) -> None:
         first.add(Result(number, "constant", "t.c: f", "accepted", 2, seen=True, differences=["1 answer"]))
     assert Known(file, "state").results == first.results
     assert Known(file, "other").results == {}
+
+
+def test_a_fault_that_comes_now_and_then_is_found(ground: Ground, tmp_path: Path) -> None:
+    """An edit that goes behind an array at every other start has no meaning either."""
+    late = f'static int late = -1; if (late < 0 && !(late = !access("{tmp_path}/flag", 0)))'
+    late += f' fclose(fopen("{tmp_path}/flag", "w")); entries[at + 8 * late].value += 3'
+    assert "global-buffer-overflow" in ground._fault("small.c", SOURCE.replace("entries[at].value += 3", late))
