@@ -1,6 +1,8 @@
 """Small programs, built and patched for real."""
 
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from podgraft_builder.objects import ObjectFile
 from podgraft_builder.options import Options
 from podgraft_builder.running import RunningBinary
 from podgraft_bundle.errors import Reason
+from tests.torture.engines import run
 
 COMMAND = "gcc -O2 -fPIE -pie -Wl,-z,relro,-z,now -o prog *.c"
 
@@ -109,6 +112,40 @@ class Linked:
             return f"plt:{self.running.plt[address]}"
         named = [n for n in self.running.names_at.get(address, []) if n.kind in {"STT_FUNC", "STT_OBJECT"}]
         return f"old:{named[0].name}" if named else f"patch:{address:#x}"
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> "Callable[[Path], AbstractContextManager[Running]]":
+    """Return how to start a program that answers each number on its input by a line."""
+
+    @contextmanager
+    def start(program: Path) -> Iterator[Running]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen([program], **pipes) as process:
+            yield Running(process, tmp_path)
+            process.stdin.close()
+            assert process.wait(10) == 0
+
+    return start
+
+
+@dataclass
+class Running:
+    """A program that runs, and the folder with the bundle for it."""
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+
+    def ask(self, number: int) -> str:
+        """Return its answer to a number."""
+        self.process.stdin.write(f"{number}\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline().strip()
+
+    def apply(self) -> None:
+        """Patch it with out.graft."""
+        request = {"op": "apply", "bundle": str(self.folder / "out.graft"), "pid": self.process.pid, "deadline": 30}
+        assert run(self.folder, **request).code == 0
 
 
 @pytest.fixture

@@ -1,12 +1,8 @@
 """A bundle of the builder whose functions throw and catch, in a process that runs."""
 
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-from tests.torture.engines import run
 
 MAIN = """
 #include <cstdio>
@@ -53,22 +49,12 @@ int work(int a) {
     [(LIB, ["2", "305", "305"], ["2", "4", "505"]), (LOCAL, ["2", "304", "309"], ["2", "504", "1009"])],
 )
 def test_new_code_throws_to_new_code(
-    project: Any, tmp_path: Path, text: str, before: list[str], after: list[str]
+    project: Any, running: Any, text: str, before: list[str], after: list[str]
 ) -> None:
     """Both functions are new: one throws and cleans up, the other catches; types may be those of one file."""
     project.command = "g++ -O2 -fPIE -pie -Wl,-z,now -o prog main.cc lib.cc"
     outcome = project.build({"main.cc": MAIN, "lib.cc": text.replace("@", "3")}, {"lib.cc": text.replace("@", "5")})
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([outcome.running], **pipes) as program:
-
-        def ask(number: int) -> str:
-            program.stdin.write(f"{number}\n")
-            program.stdin.flush()
-            return program.stdout.readline().strip()
-
-        assert [ask(2), ask(4), ask(9)] == before
-        request = {"op": "apply", "bundle": str(tmp_path / "out.graft"), "pid": program.pid, "deadline": 30}
-        assert run(tmp_path, **request).code == 0
-        assert [ask(2), ask(4), ask(9)] == after
-        program.stdin.close()
-        assert program.wait(10) == 0
+    with running(outcome.running) as program:
+        assert [program.ask(number) for number in (2, 4, 9)] == before
+        program.apply()
+        assert [program.ask(number) for number in (2, 4, 9)] == after

@@ -158,6 +158,18 @@ int call(int (*f)(int), int a) { return f(a) + f(a + 1); }
 CPP20 = "g++ -O2 -std=c++20 -fPIE -pie -Wl,-z,now -o prog *.cc"
 OPENMP = "gcc -O2 -fopenmp -fPIE -pie -Wl,-z,now -o prog *.c"
 INLINE = "inline int counter = 5;\n"
+
+
+def coroutine(first: str = "", by: str = "", number: str = "") -> str:
+    """Return the source with a coroutine: what its body begins with, what it yields more, what its caller does."""
+    return COROUTINE.replace("@", first).replace("BY", by).replace("NUMBER", number)
+
+
+def parallel(first: str = "", by: str = "", last: str = "") -> str:
+    """Return the source with a parallel region: what stands before it, what it adds more, what stands behind it."""
+    return PARALLEL.replace("@", first).replace("BY", by).replace("LAST", last)
+
+
 PAIRS: dict[str, Pair] = {
     "static that changes its type": one(
         Reason.CHANGED_LAYOUT, "static @ n = 0;\nint work(int a) { n += a; return n / 3; }\n", "int", "unsigned"
@@ -294,50 +306,50 @@ PAIRS: dict[str, Pair] = {
     ),
     "coroutine": Pair(
         Reason.SETJMP_CALLER,
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "* 3").replace("NUMBER", "")},
+        {"lib.cc": coroutine()},
+        {"lib.cc": coroutine("", "* 3", "")},
         CPP20,
     ),
     "coroutine that clang makes": Pair(
         Reason.SETJMP_CALLER,
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "* 3").replace("NUMBER", "")},
+        {"lib.cc": coroutine()},
+        {"lib.cc": coroutine("", "* 3", "")},
         CPP20.replace("g++", "clang++") + " -Wl,--build-id",
     ),
     "frame of a coroutine": Pair(
         Reason.CHANGED_LAYOUT,
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
-        {"lib.cc": COROUTINE.replace("@", "long n = a * 3;").replace("BY", "+ n").replace("NUMBER", "")},
+        {"lib.cc": coroutine()},
+        {"lib.cc": coroutine("long n = a * 3;", "+ n", "")},
         CPP20,
     ),
     "caller of a coroutine": Pair(
         None,
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "")},
-        {"lib.cc": COROUTINE.replace("@", "").replace("BY", "").replace("NUMBER", "+ 1")},
+        {"lib.cc": coroutine()},
+        {"lib.cc": coroutine("", "", "+ 1")},
         CPP20,
     ),
     "what a parallel region takes from its function": Pair(
         Reason.CHANGED_SIGNATURE,
-        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
-        {"lib.c": PARALLEL.replace("@", "long k = a / 5;").replace("BY", "+ k").replace("LAST", "")},
+        {"lib.c": parallel()},
+        {"lib.c": parallel("long k = a / 5;", "+ k", "")},
         OPENMP,
     ),
     "parallel region before another": Pair(
         Reason.CHANGED_ALIAS,
-        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
-        {"lib.c": PARALLEL.replace("@", REGION).replace("BY", "").replace("LAST", "")},
+        {"lib.c": parallel()},
+        {"lib.c": parallel(REGION, "", "")},
         OPENMP,
     ),
     "parallel region behind another": Pair(
         None,
-        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
-        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", REGION)},
+        {"lib.c": parallel()},
+        {"lib.c": parallel("", "", REGION)},
         OPENMP,
     ),
     "what a parallel region does": Pair(
         None,
-        {"lib.c": PARALLEL.replace("@", "").replace("BY", "").replace("LAST", "")},
-        {"lib.c": PARALLEL.replace("@", "m++;").replace("BY", "* 2").replace("LAST", "")},
+        {"lib.c": parallel()},
+        {"lib.c": parallel("m++;", "* 2", "")},
         OPENMP,
     ),
     "nested function and the frame that it uses": Pair(

@@ -1,13 +1,11 @@
 """Functions that a resolver chooses at start (ifunc, target_clones): called through what the loader has filled."""
 
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podgraft_bundle.errors import Reason, Refusal
-from tests.torture.engines import run
 
 MAIN = "int work(int);\nint main(int argc, char **argv) { return work(argc); }\n"
 CLONES = """
@@ -117,23 +115,13 @@ int main(void) { for (int a; scanf("%d", &a) == 1;) { printf("%d\\n", work(a)); 
 
 @pytest.mark.engine
 @pytest.mark.parametrize("command", [PIE, "gcc -O2 -static -Wl,--build-id"])
-def test_new_code_calls_what_was_chosen(project: Any, tmp_path: Path, command: str) -> None:
+def test_new_code_calls_what_was_chosen(project: Any, running: Any, command: str) -> None:
     """In a process that runs, both new clones and what they are called by do what the source says."""
     text = CLONES + WORK
     old = {"main.c": LOOP, "lib.c": text.replace("BY", "").replace("@", "")}
     project.command = f"{command} -o prog *.c"
     outcome = project.build(old, {"lib.c": text.replace("BY", "* 3").replace("@", "+ a")})
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([outcome.running], **pipes) as program:
-
-        def ask(number: int) -> str:
-            program.stdin.write(f"{number}\n")
-            program.stdin.flush()
-            return program.stdout.readline().strip()
-
-        assert ask(7) == "8"
-        request = {"op": "apply", "bundle": str(tmp_path / "out.graft"), "pid": program.pid, "deadline": 30}
-        assert run(tmp_path, **request).code == 0
-        assert ask(7) == "29"
-        program.stdin.close()
-        assert program.wait(10) == 0
+    with running(outcome.running) as program:
+        assert program.ask(7) == "8"
+        program.apply()
+        assert program.ask(7) == "29"
