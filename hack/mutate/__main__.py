@@ -29,7 +29,8 @@ those of a server that was started with the edited source; then it is reverted a
 the builder says that no machine code differs, the server with the edited source is compared with the original.
 "seen" counts the edits that the probe tells from the original; the others were compared all the same. "undefined"
 counts edits whose answers differ, and that C gives no meaning: a program that is started with the edited source is
-stopped by AddressSanitizer in the same probe, and one with the original source is not.
+stopped by AddressSanitizer in the same probe, or answers otherwise where variables and new memory begin with other
+values; and one with the original source does neither.
 
 """
 

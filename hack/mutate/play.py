@@ -19,6 +19,8 @@ PODGRAFT = REPOSITORY / ".venv" / "bin" / "podgraft"
 MEMORY = r"(?:heap|stack|global|dynamic-stack)-buffer-(?:over|under)flow|heap-use-after-free|stack-use-after-\w+"
 FAULT = re.compile(rf"ERROR: AddressSanitizer: ((?:{MEMORY}|attempting double-free)\b.*)")
 SANITIZER = "detect_leaks=0:allocator_may_return_null=1"
+HEAPS = (0x00, 0xBE)  # what new memory holds, in the one build and the other
+UNWRITTEN = "answers depend on memory that nobody has written"
 STARTS = 8
 AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
 
@@ -28,8 +30,8 @@ class Result:
     """verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal.
 
     problems: what must not be, such as a transition that fails. differences: other answers than those expected.
-    undefined: what AddressSanitizer says of a program that is started with the edit, where there are other answers: C
-    gives it no meaning.
+    undefined: the fault of a program that is started with the edit, where there are other answers: C gives it no
+    meaning.
     """
 
     number: int
@@ -102,21 +104,31 @@ class Ground:
         return result
 
     def _fault(self, file: str, text: str | None) -> str:
-        """Return what AddressSanitizer says of the program with (or without) an edit, empty for no fault."""
-        tree = self._tree("sanitized", self.target.source)
-        if text is not None:
-            (tree / file).write_text(text)
-        if not self._build_in(tree, self.target.sanitized):
-            raise ToolFailedError(f"{file} cannot be built with AddressSanitizer; see {self.folder}/fresh.log")
+        """Return the fault of a program with (or without) an edit: what AddressSanitizer says; empty for none."""
+        trees = [self._tree(f"sanitized-{at}", self.target.source) for at in range(len(self.target.sanitized))]
+        for tree, command in zip(trees, self.target.sanitized, strict=True):
+            if text is not None:
+                (tree / file).write_text(text)
+            if not self._build_in(tree, command):
+                raise ToolFailedError(f"{file} cannot be built with AddressSanitizer; see {self.folder}/fresh.log")
         for old in self.folder.glob("report.*"):
             old.unlink()
+        answers: list[list[list[str]]] = []
         # A program that throws dice (the levels of a skiplist) does not come to its fault each time.
-        for _ in range(STARTS):
-            self._answers(tree / self.target.binary, ASAN_OPTIONS=f"log_path='{self.folder}/report':{SANITIZER}")
+        for _ in range(STARTS // len(trees)):
+            options = [f"log_path='{self.folder}/report':{SANITIZER}:malloc_fill_byte={heap}" for heap in HEAPS]
+            pairs = zip(trees, options, strict=True)
+            answers.append([self._answers(tree / self.target.binary, ASAN_OPTIONS=words) for tree, words in pairs])
             said = "".join(report.read_text(errors="replace") for report in self.folder.glob("report.*"))
             if found := FAULT.search(said):
                 return found.group(1)
-        return ""
+        return UNWRITTEN if self._depends(answers) else ""
+
+    def _depends(self, answers: list[list[list[str]]]) -> bool:
+        """Tell whether what variables and new memory begin with decides an answer, the same at each start."""
+        one, other = zip(*answers, strict=True)
+        same = not any(self._differ(starts[0], again) for starts in (one, other) for again in starts[1:])
+        return same and bool(self._differ(one[0], other[0]))
 
     def _tree(self, name: str, original: Path) -> Path:
         """Return a copy of a tree as the target has it, whatever an earlier run has left of its edits."""

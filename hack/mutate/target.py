@@ -25,6 +25,8 @@ FILES = {
     "src/geo.c": r"\w+",
     "src/sort.c": r"\w+",
 }
+# Redis' makefile adds these to its own.
+SANITIZED = "SANITIZER=address REDIS_CFLAGS=-ftrivial-auto-var-init="
 Ask = Callable[[], list[str]]
 
 
@@ -32,15 +34,15 @@ Ask = Callable[[], list[str]]
 class Target:
     """source: the tree. built: the same, built in place. build, binary: as for `podgraft build`. running: what runs.
 
-    sanitized: as build, but with AddressSanitizer. files: file -> pattern of the functions to edit. extra: see
-    `editor.edit`. start: a process with more in its environment, and a function that plays the probe from its
-    beginning and returns all answers.
+    sanitized: as build, but with AddressSanitizer; two builds, whose automatic variables begin with other values.
+    files: file -> pattern of the functions to edit. extra: see `editor.edit`. start: a process with more in its
+    environment, and a function that plays the probe from its beginning and returns all answers.
     """
 
     source: Path
     built: Path
     build: str
-    sanitized: str
+    sanitized: tuple[str, str]
     binary: str
     running: Path
     files: dict[str, str]
@@ -54,7 +56,7 @@ def redis_target() -> Target:
     """Return Redis, as the demo patches it."""
     made = redis.prepare()
     extra = "if (VALUE % 3 == 0 && c->argc > 1) { addReplyLongLong(c, VALUE); return; }"
-    sanitized = f"{redis.BUILD} SANITIZER=address"
+    sanitized = f"{redis.BUILD} {SANITIZED}zero", f"{redis.BUILD} {SANITIZED}pattern"
     return Target(made.tree, made.built, redis.BUILD, sanitized, redis.BINARY, made.server, FILES, extra, start_redis)
 
 

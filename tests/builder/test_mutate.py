@@ -14,7 +14,7 @@ import pytest
 from hack.mutate import play
 from hack.mutate.editor import KINDS, Edit, functions
 from hack.mutate.known import Known
-from hack.mutate.play import Ground, Result
+from hack.mutate.play import UNWRITTEN, Ground, Result
 from hack.mutate.target import Ask, Target
 
 SOURCE = """
@@ -115,9 +115,9 @@ def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
     work = tmp_path / "work"
     work.mkdir()
     files = {"small.c": r"\w+Command|lookup"}
-    return Ground(
-        Target(source, built, build, f"{build} -fsanitize=address", "small", running, files, EXTRA, start), work
-    )
+    sanitized = f"{build} -fsanitize=address -ftrivial-auto-var-init="
+    pair = f"{sanitized}zero", f"{sanitized}pattern"
+    return Ground(Target(source, built, build, pair, "small", running, files, EXTRA, start), work)
 
 
 def test_edits_behave_as_after_a_new_start(ground: Ground) -> None:
@@ -179,3 +179,19 @@ def test_a_fault_that_comes_now_and_then_is_found(ground: Ground, tmp_path: Path
     late = f'static int late = -1; if (late < 0 && !(late = !access("{tmp_path}/flag", 0)))'
     late += f' fclose(fopen("{tmp_path}/flag", "w")); entries[at + 8 * late].value += 3'
     assert "global-buffer-overflow" in ground._fault("small.c", SOURCE.replace("entries[at].value += 3", late))
+
+
+@pytest.mark.parametrize(
+    ("new", "fault"),
+    [
+        ("int old[4]; old[1] = 1; entries[at].value += old[at & 1]", UNWRITTEN),
+        ("int old[4]; old[0] = old[1] = 1; entries[at].value += old[at & 1]", ""),
+        ("int *old = malloc(8); entries[at].value += *old", UNWRITTEN),
+        ("int *old = calloc(1, 8); entries[at].value += *old", ""),
+        ("entries[at].value += (int)clock()", ""),
+    ],
+)
+def test_an_answer_from_memory_that_nobody_has_written_is_found(ground: Ground, new: str, fault: str) -> None:
+    """What memory holds before it is written has no meaning; answers that differ at each start prove nothing."""
+    text = SOURCE.replace("#include <stdio.h>", "#include <stdio.h>\n#include <stdlib.h>\n#include <time.h>")
+    assert ground._fault("small.c", text.replace("entries[at].value += 3", new)) == fault
