@@ -6,6 +6,7 @@ whose code equals that of several, or that is small, has a name only where prove
 
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from iced_x86 import Mnemonic
@@ -14,6 +15,7 @@ from podgraft_builder.code import Body, decode
 from podgraft_builder.instructions import Mismatch
 from podgraft_builder.match import Proof
 from podgraft_builder.objects import Function, ObjectFile
+from podgraft_builder.pointers import follow_pointers, has_pointers
 from podgraft_builder.running import Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
 
@@ -25,7 +27,10 @@ Key = tuple[int, Function]  # number of the object
 
 @dataclass
 class _Search:
-    """frames: address -> size of every function that runs. found: function of an object -> its address."""
+    """frames: address -> size of every function that runs. found: function of an object -> its address.
+
+    names: global name -> address. read: number of an object and its section of data, once its entries were followed.
+    """
 
     running: RunningBinary
     objects: list[ObjectFile]
@@ -34,13 +39,14 @@ class _Search:
     proofs: list[Proof] = field(default_factory=list)
     found: dict[Key, int] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
+    read: set[tuple[int, int]] = field(default_factory=set)
 
     def run(self) -> None:
         """Match until nothing new is learnt."""
         self.proofs = [Proof(which, self.running) for which in self.objects]
         for address, size in self.frames.items():
             self.shapes[_shape(decode(self.running.read(address, size) or b"", address))].append(address)
-        while self._follow() or self._unique():
+        while self._follow() or self._look() or self._unique():
             pass
 
     def _open(self) -> Iterator[Key]:
@@ -68,6 +74,21 @@ class _Search:
         learnt = [self.names[name] for name in function.aliases if name in self.names]
         return next((a for a in (*named, *learnt) if a in self.frames), None)
 
+    def _look(self) -> bool:
+        """Follow the pointers in data that proven code refers to; say whether there was any such data."""
+        new = False
+        for number, proof in enumerate(self.proofs):
+            for index in sorted(proof.sections):
+                if (number, index) in self.read or not has_pointers(self.objects[number], index):
+                    continue
+                self.read.add((number, index))
+                new = True
+                trial = proof.copy()
+                with suppress(Mismatch):
+                    follow_pointers(trial, index)
+                    self._take(number, trial)
+        return new
+
     def _unique(self) -> bool:
         """Accept functions whose code is that of one function that runs, which is the code of no other of ours."""
         taken = self._spoken_for()
@@ -75,7 +96,7 @@ class _Search:
         sure: list[tuple[int, Function, int]] = []
         for number, function in self._open():
             body = self.objects[number].decoded(function)
-            named = {n.address for name in function.aliases for n in self.running.by_name.get(name, [])}
+            named = set(self._named(function))
             same = [a for a in self.shapes.get(_shape(body), ()) if a in named or (not named and a not in taken)]
             good = [a for a in same if self._try(number, function, a, keep=False)]
             for address in good:
@@ -86,6 +107,11 @@ class _Search:
         alone = [one for one in sure if len({f.name if f.weak else (n, f) for n, f in claims[one[2]]}) == 1]
         done = [self._try(*one, keep=True) for one in alone]
         return any(done)
+
+    def _named(self, function: Function) -> Iterator[int]:
+        """Yield where the running binary has functions of the name; a static one is none that is exported."""
+        for name in function.aliases:
+            yield from (n.address for n in self.running.by_name.get(name, []) if n.local or not function.local)
 
     def _spoken_for(self) -> set[int]:
         """Return the addresses of which the name is known: no other function may be found there."""
@@ -107,12 +133,22 @@ class _Search:
             trial.match_at(function, Named(function.name, "", "STT_FUNC", function.local, address, size))
         except Mismatch:
             return False
-        if any(self.names.get(name, at) != at for name, at in trial.names.items()):
+        if not keep:
+            return self._agrees(trial)
+        if not self._take(number, trial):
             return False
-        if keep:
-            proof.adopt(trial)
-            self.names.update(trial.names)
-            self.found[number, function] = address
+        self.found[number, function] = address
+        return True
+
+    def _agrees(self, trial: Proof) -> bool:
+        return all(self.names.get(name, at) == at for name, at in trial.names.items())
+
+    def _take(self, number: int, trial: Proof) -> bool:
+        """Adopt what a trial has learnt, unless it knows a global name by another address; say whether it was."""
+        if not self._agrees(trial):
+            return False
+        self.proofs[number].adopt(trial)
+        self.names.update(trial.names)
         return True
 
 

@@ -329,9 +329,9 @@ class Proof:
                 raise Mismatch(f"{function.name} is not at {address + function.start:#x}")
 
     def _named(self, name: str, *, local: bool) -> list[Named]:
-        """Return the symbols that run by a name, those of this source file alone where a local one is meant."""
-        found = self.running.by_name.get(name, [])
-        return [n for n in found if local and n.local and n.file == self.object.source] or found
+        """Return the symbols that run by a name; where a local one is meant, of this source file if it has any."""
+        found = [n for n in self.running.by_name.get(name, []) if n.local or not local]
+        return [n for n in found if local and n.file == self.object.source] or found
 
     def _check_string(self, section: Section, place: Place, value: int) -> None:
         mine = section.string(place.element)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from podgraft_builder import reloc
 from podgraft_builder.match import Proof
 from podgraft_builder.objects import FUNCTION_KINDS, IFUNC, IFUNC_KINDS, Function
-from podgraft_builder.running import DEBUG_FOLDER, Named, RunningBinary
+from podgraft_builder.running import DEBUG_FOLDER, TPOFF64, Named, RunningBinary
 from podgraft_builder.symtab import Symbol
 from podgraft_bundle.errors import Reason, Refusal
 from podgraft_bundle.manifest import ARENA, Reference
@@ -150,7 +150,7 @@ class References:
             return self._tls(name, found[0])
         slot = self.running.slot_of(name, address_taken=True)
         for at, (symbol, type_) in self.running.slots.items():
-            if symbol == name and type_ == 18:  # R_X86_64_TPOFF64
+            if symbol == name and type_ == TPOFF64:
                 slot = at
         if slot is None or kind != reloc.R_GOTTPOFF:
             raise Refusal(Reason.UNRESOLVED_REFERENCE, f"thread-local {name} is not in the running binary")

@@ -23,7 +23,7 @@ from podgraft_bundle.errors import Reason, Refusal
 
 DEBUG_FOLDER = Path("/usr/lib/debug/.build-id")
 # psABI x86-64, table 4.10
-_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, DTPMOD64, _TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 16, 18, 8, 37
+_COPY, _GLOB_DAT, _JUMP_SLOT, _R_64, DTPMOD64, TPOFF64, RELATIVE, IRELATIVE = 5, 6, 7, 1, 16, 18, 8, 37
 SYMBOLIC = frozenset({_GLOB_DAT, _JUMP_SLOT, _R_64})
 _RELA = struct.Struct("<QQq")  # Elf64_Rela: offset, info, addend
 _PLT_SECTIONS = (".plt.sec", ".plt", ".plt.got", ".iplt")
@@ -227,7 +227,7 @@ class RunningBinary:
     @cached_property
     def slots(self) -> dict[int, tuple[str, int]]:
         """Return GOT slot -> (symbol that the loader puts there, relocation type)."""
-        kinds = SYMBOLIC | {_TPOFF64}
+        kinds = SYMBOLIC | {TPOFF64}
         return {at: (name, kind) for at, (name, kind, _) in self.relocated.items() if name and kind in kinds}
 
     @cached_property

@@ -22,13 +22,16 @@ SANITIZER = "detect_leaks=0:allocator_may_return_null=1"
 HEAPS = (0x00, 0xBE)  # what new memory holds, in the one build and the other
 UNWRITTEN = "answers depend on memory that nobody has written"
 STARTS = 8
+NO_SITE = "NoPatchSite"
 AGAIN, TRIES = "HelperUnreachable", 4  # the helper leaves where the engine gets no processor; "try again" is the advice
 
 
 @dataclass
 class Result:
-    """verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal.
+    """What became of one edit.
 
+    verdict: "accepted", "identical" (no machine code differs), or the reason of a refusal; also of one that the build
+    foretells and `podgraft apply` gives.
     problems: what must not be, such as a transition that fails. differences: other answers than those expected.
     undefined: the fault of a program that is started with the edit, where there are other answers: C gives it no
     meaning.
@@ -82,7 +85,7 @@ class Ground:
         text = (self.target.source / file).read_text()
         change = edit(text, self.target.files[file], self.target.extra, dice)
         result = Result(number, change.kind, f"{file}: {change.where}")
-        self._build(change, file, text, result)
+        foretold = self._build(change, file, text, result)
         if result.verdict not in {"accepted", "identical"}:
             return result
         (self.tree / file).write_text(change.text)
@@ -97,7 +100,7 @@ class Ground:
         if result.verdict == "identical":
             self._compare("the program of the same machine code", self.before, after, result)
         else:
-            self._patch(after, result)
+            self._patch(after, result, foretold)
         if result.differences:
             # Where the original has faults of its own, what is said of the edit proves nothing.
             result.undefined = "" if self._fault(file, None) else self._fault(file, change.text)
@@ -143,7 +146,8 @@ class Ground:
                 (tree / file).write_text(text)
         return tree
 
-    def _build(self, change: Edit, file: str, text: str, result: Result) -> None:
+    def _build(self, change: Edit, file: str, text: str, result: Result) -> bool:
+        """Build the bundle; say whether the builder has warned that no site will be found."""
         for side, content in (("a", text), ("b", change.text)):
             place = self.folder / side / file
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -167,15 +171,20 @@ class Ground:
         except ValueError:  # a traceback
             result.verdict = "failed"
             result.problems.append(done.stderr[-600:])
-            return
+            return False
         result.verdict = "accepted" if done.returncode == 0 else told["reason"]
         result.functions = len(told.get("functions", ()))
         if result.verdict == "NoChange":
             result.verdict = "identical"
+        return bool(told.get("no_site"))
 
-    def _patch(self, after: list[str], result: Result) -> None:
+    def _patch(self, after: list[str], result: Result, foretold: bool) -> None:
         with self.target.start(self.target.running, self.folder, {}) as (child, ask):
             if not self._podgraft("apply", child.pid, self.folder / "edit.graft", result):
+                if foretold and all(f"refused: {NO_SITE}" in problem for problem in result.problems):
+                    result.verdict = NO_SITE
+                    result.problems.clear()
+                    self._compare("refused", self.before, ask(), result)
                 return
             self._compare("patched", after, ask(), result)
             if child.poll() is not None or after[-1:] in (["gone"], ["no answer"]):
@@ -190,7 +199,7 @@ class Ground:
             if AGAIN not in done.stdout + done.stderr:
                 break
         if done.returncode != 0:
-            said = f"{verb}: {(done.stdout + done.stderr).strip()[-300:]}"
+            said = f"{verb}: {(done.stdout + done.stderr).strip()[-600:]}"
             # A process that ends by itself is one more answer of the edit.
             (result.differences if "ProcessExited" in said else result.problems).append(said)
         return done.returncode == 0

@@ -104,10 +104,13 @@ def start(binary: Path, _folder: Path, env: Mapping[str, str]) -> Iterator[tuple
 @pytest.fixture
 def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ground:
     monkeypatch.setenv("PODGRAFT_CACHE", str(tmp_path / "cache"))
+    return ground_of(tmp_path, SOURCE, "gcc -O2 -fPIE -pie -Wl,-z,now -o small small.c")
+
+
+def ground_of(tmp_path: Path, text: str, build: str) -> Ground:
     source = tmp_path / "source"
     source.mkdir()
-    (source / "small.c").write_text(SOURCE)
-    build = "gcc -O2 -fPIE -pie -Wl,-z,now -o small small.c"
+    (source / "small.c").write_text(text)
     running = tmp_path / "small"
     built = shutil.copytree(source, tmp_path / "built")
     subprocess.run(["sh", "-c", build], cwd=built, check=True)
@@ -147,6 +150,18 @@ def test_only_an_edit_without_a_meaning_is_excused(
     result = ground.play(1, seed=5)
     assert ("global-buffer-overflow" in result.undefined) is undefined
     assert bool(result.wrong) is not undefined
+
+
+def test_a_refusal_that_the_build_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit of a function without a site is refused by apply, as the build has said; the process is as before."""
+    monkeypatch.setenv("PODGRAFT_CACHE", str(tmp_path / "cache"))
+    text = SOURCE + "__attribute__((noinline)) int twice(int a) { return a * 2; }\n"
+    text = text.replace("int main", "int twice(int);\nint main")
+    text = text.replace(r'printf("\n")', r'printf("%d\n", twice(c.argc))')
+    ground = ground_of(tmp_path, text, "gcc -O2 -falign-functions=1 -fPIE -pie -Wl,-z,now -o small small.c")
+    monkeypatch.setattr(play, "edit", lambda *_: Edit("constant", "twice", text.replace("a * 2", "a * 9")))
+    result = ground.play(1, seed=5)
+    assert (result.verdict, result.problems, result.differences, result.seen) == ("NoPatchSite", [], [], True)
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))

@@ -105,17 +105,69 @@ def test_compiler_that_only_the_debug_information_names(project: Any) -> None:
 
 
 LONE = """
-int one(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
-int two(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
+@int one(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
+@int two(int a) { volatile int n = a; for (int i = 0; i < a; i++) n += i * n; return n * 3 - a; }
 typedef int (*fn)(int);
+int total, calls;
 """
 
 
 def test_ambiguous_twins_are_not_guessed(project: Any) -> None:
-    """Two functions of one code that nobody tells apart: neither is patched."""
-    lone = LONE + "fn table[2] = { one, two };\nint total, calls;\n"
-    lone += "int work(int a) { return table[a & 1](a); }\nint twin_user(int a) { return table[0](a) + a; }\n"
+    """Where two functions of one code are told apart by nothing, their object is not patched."""
+    lone = LONE.replace("@", "__attribute__((constructor)) ")
+    lone += "int work(int a) { return a * 3; }\nint twin_user(int a) { return work(a) + a; }\n"
     running(project, old=lone)
     with pytest.raises(Refusal) as caught:
-        build(project, lone, lone.replace("n * 3 - a", "n * 3 - 5 * a", 1))
+        build(project, lone, lone.replace("a * 3;", "a * 5;"))
     assert caught.value.reason == Reason.RUNNING_BINARY_DIFFERS
+    assert "one (lib.o)" in caught.value.detail
+
+
+def test_a_table_tells_its_functions(project: Any) -> None:
+    """Functions that are small, or equal, are found by the table that proven code picks them from."""
+    lone = LONE.replace("@", "static ") + "static int small(int a) { return a + total; }\n"
+    lone += "static const struct { int (*a)(int); fn b, c; } table = { small, one, two };\n"
+    lone += 'static const void *const tables[] = { &table, "x" };\n'
+    lone += "static const void *pick(int a) { return tables[a & 1]; }\n"
+    lone += "int work(int a) { calls++; return ((const fn *)pick(a))[a]((int)(long)pick(2)); }\n"
+    lone += "int twin_user(int a) { return work(a) + a * 5; }\n"
+    whole = running(project, old=lone)
+    new = lone.replace("n * 3 - a", "n * 3 - 5 * a", 2).replace("a + total", "a - total")
+    places = build(project, lone, new)
+    assert {n: places[n] for n in ("one", "two", "small")} == {n: place(whole, n) for n in ("one", "two", "small")}
+
+
+@pytest.mark.parametrize(("old", "runs"), [("small, one", "one, small"), ('"x"', '"y"')])
+def test_a_table_that_differs_tells_nothing(project: Any, old: str, runs: str) -> None:
+    """Where the running table is not the one that was built, no function is found by it."""
+    lone = LONE.replace("@", "static ") + "static int small(int a) { return a + total; }\n"
+    lone += 'static const struct { fn a, b; const char *c; } table = { small, one, "x" };\n'
+    lone += "int work(int a) { return (a > 5 ? table.a : table.b)(a) + table.c[0] + two(a) + calls; }\n"
+    lone += "int twin_user(int a) { return work(a) + a * 5; }\n"
+    running(project, old=lone.replace(old, runs))
+    with pytest.raises(Refusal) as caught:
+        build(project, lone, lone.replace("a + total", "a - total"))
+    assert caught.value.reason == Reason.RUNNING_BINARY_DIFFERS
+
+
+def test_a_static_function_is_not_the_exported_one_of_its_name(project: Any) -> None:
+    """A static function that equals an exported one of the same name is found where it is (Redis: uintCompare)."""
+    compare = "int compare(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }\n"
+    sort = "#include <stdlib.h>\n@int NAME(int *a, int n) { qsort(a, n, sizeof *a, compare); return a[0]; }\n"
+    old = {
+        "main.c": "int one(int *, int), two(int *, int);\n"
+        "int main(int argc, char **argv) { int a[2] = { argc, 2 }; (void)argv; return one(a, 2) + two(a, 2); }\n",
+        "a.c": sort.replace("@", compare).replace("NAME", "one"),
+        "b.c": sort.replace("@", f"static {compare}").replace("NAME", "two"),
+    }
+    project.command = "gcc -O2 -fPIE -pie -rdynamic -Wl,-z,now -o prog main.c a.c b.c"
+    whole, stripped = project.folder / "whole", project.folder / "theirs"
+    project._write(old, {})
+    subprocess.run(["sh", "-c", project.command], cwd=project.folder / "a", check=True)
+    (project.folder / "a" / "prog").rename(whole)
+    subprocess.run(["strip", "--strip-all", "-o", stripped, whole], check=True)
+    project.running = stripped
+    manifest = project.build(old, {"b.c": old["b.c"].replace("a[0]", "a[0] * 3")}).bundle.manifest
+    symbols = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout.splitlines()
+    static = next(int(line.split()[0], 16) for line in symbols if line.endswith(" t compare"))
+    assert [r.offset for r in manifest.references if r.symbol == "compare"] == [static]
