@@ -14,7 +14,7 @@ from iced_x86 import Mnemonic
 from podgraft_builder.code import Body, decode
 from podgraft_builder.instructions import Mismatch
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import Function, ObjectFile
+from podgraft_builder.objects import Function, ObjectFile, place_of
 from podgraft_builder.pointers import follow_pointers, has_pointers
 from podgraft_builder.running import Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
@@ -101,12 +101,19 @@ class _Search:
             good = [a for a in same if self._try(number, function, a, keep=False)]
             for address in good:
                 claims[address].append((number, function))
-            if len(good) == 1 and (named or len(body.steps) >= _ENOUGH):
+            if len(good) == 1 and (named or len(body.steps) >= _ENOUGH or self._is_tied(number, function)):
                 sure.append((number, function, good[0]))
         # Several objects may hold one inline function, of which the linker took one.
         alone = [one for one in sure if len({f.name if f.weak else (n, f) for n, f in claims[one[2]]}) == 1]
         done = [self._try(*one, keep=True) for one in alone]
         return any(done)
+
+    def _is_tied(self, number: int, function: Function) -> bool:
+        """Say whether a function refers to what only its own object knows, and of which the place is known."""
+        which, proof = self.objects[number], self.proofs[number]
+        biases = which.decoded(function).biases
+        places = [place_of(item, biases.get(item.offset, 0)) for item in which.relocations_of(function)]
+        return any(p.symbol.local and p.section in proof.sections for p in places)
 
     def _named(self, function: Function) -> Iterator[int]:
         """Yield where the running binary has functions of the name; a static one is none that is exported."""

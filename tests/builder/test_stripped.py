@@ -171,3 +171,20 @@ def test_a_static_function_is_not_the_exported_one_of_its_name(project: Any) -> 
     symbols = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout.splitlines()
     static = next(int(line.split()[0], 16) for line in symbols if line.endswith(" t compare"))
     assert [r.offset for r in manifest.references if r.symbol == "compare"] == [static]
+
+
+def test_a_small_function_is_known_by_what_only_its_object_knows(project: Any) -> None:
+    """A small function that nobody calls is found if it uses a static variable; one that does not is not guessed."""
+    lone = "int total;\nstatic int calls, kept[9];\n@\n"
+    lone += "int work(int a) { calls++; kept[a & 7] += a; return a * 3 + kept[a & 3] - calls; }\n"
+    lone += "int twin_user(int a) { return work(a) + a; }\n"
+    tied = lone.replace("@", "int *slot(int a) { return &kept[a]; }")
+    whole = running(project, old=tied)
+    assert build(project, tied, tied.replace("a * 3", "a * 5"))["work"] == place(whole, "work")
+    (project.folder / "theirs").rename(project.folder / "first")
+    loose = lone.replace("@", "int next(int a) { return a + 1; }")
+    running(project, old=loose)
+    with pytest.raises(Refusal) as caught:
+        build(project, loose, loose.replace("a * 3", "a * 5"))
+    assert caught.value.reason == Reason.RUNNING_BINARY_DIFFERS
+    assert "next (lib.o)" in caught.value.detail
