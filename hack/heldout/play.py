@@ -44,36 +44,56 @@ class Result:
         return before == reverted != patched
 
 
-def prepare(program: Program) -> Path:
-    """Unpack a program and build it in place, as a user has it; both are done once. Return its tree.
+@dataclass(frozen=True)
+class Place:
+    """tree: the source, built in place where that is what runs. root: what a start command finds its program below."""
+
+    tree: Path
+    root: Path
+    running: Path | None = None
+
+
+def prepare(program: Program) -> Place:
+    """Unpack a program, and build it in place as a user has it, or unpack what Debian ships; both are done once.
 
     Raises:
-        ToolFailedError: the source is not to be had, or it cannot be built.
+        ToolFailedError: source or package is not to be had, or it cannot be built.
     """
     home = cache() / "heldout" / program.name / digest_of(SUMS, program.build)
-    tree = home / "tree"
+    tree, shipped = home / "tree", home / "shipped"
     if not (home / "done").is_file():
         shutil.rmtree(home, ignore_errors=True)
         home.mkdir(parents=True)
         run(REPOSITORY / "hack" / "install-packages", *program.packages)
         folder = ensure(program.name, program.version, SUMS)
-        run("dpkg-source", "--no-check", "-x", folder / f"{program.name}_{program.version}.dsc", tree)
-        with step(f"{program.name}: build in place"):
-            run("sh", "-c", program.build, cwd=tree, log=home / "build.log")
+        file = f"{program.name}_{program.version.split(':')[-1]}.dsc"
+        run("dpkg-source", "--no-check", "-x", folder / file, tree)
+        if program.shipped:
+            _unpack(f"{program.shipped.package}={program.version}", shipped)
+        else:
+            with step(f"{program.name}: build in place"):
+                run("sh", "-c", program.build, cwd=tree, log=home / "build.log")
         (home / "done").touch()
-    return tree
+    return Place(tree, shipped, shipped / program.shipped.path) if program.shipped else Place(tree, tree)
+
+
+def _unpack(package: str, folder: Path) -> None:
+    folder.mkdir()
+    run("apt-get", "download", package, cwd=folder, log=folder / "download.log")
+    for file in folder.glob("*.deb"):
+        run("dpkg", "-x", file, folder)
 
 
 def play(program: Program, fix: Fix) -> Result:
     """Return what became of one fix."""
-    tree, result = prepare(program), Result(fix)
+    place, result = prepare(program), Result(fix)
     with tempfile.TemporaryDirectory(dir=cache()) as name:
         folder = Path(name)
-        _write_patch(tree, fix, folder)
-        _build(program, fix, tree, folder, result)
+        _write_patch(place.tree, fix, folder)
+        _build(program, fix, place, folder, result)
         if result.verdict == "bundle":
             (folder / "work").mkdir()
-            with _running(program, tree, folder / "work") as child:
+            with _running(program, place.root, folder / "work") as child:
                 _transitions(program, child, folder / "fix.graft", result)
     return result
 
@@ -91,15 +111,16 @@ def _write_patch(tree: Path, fix: Fix, folder: Path) -> None:
     (folder / "fix.patch").write_bytes(done.stdout)
 
 
-def _build(program: Program, fix: Fix, tree: Path, folder: Path, result: Result) -> None:
+def _build(program: Program, fix: Fix, place: Place, folder: Path, result: Result) -> None:
     words: list[str | Path] = [
         PODGRAFT,
         "build",
-        f"--source={tree}",
+        f"--source={place.tree}",
         f"--patch={folder}/fix.patch",
         f"--build={program.build}",
     ]
     words += [f"--binary={fix.binary}", "--name=fix", f"--output={folder}/fix.graft", "--json"]
+    words += [f"--running={place.running}"] if place.running else []
     began = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     result.seconds = time.monotonic() - began
@@ -115,9 +136,9 @@ def _build(program: Program, fix: Fix, tree: Path, folder: Path, result: Result)
 
 
 @contextmanager
-def _running(program: Program, tree: Path, folder: Path) -> Iterator[Child]:
+def _running(program: Program, root: Path, folder: Path) -> Iterator[Child]:
     with subprocess.Popen(
-        program.start(folder, tree),
+        program.start(folder, root),
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if program.name == "leveldb" else subprocess.DEVNULL,

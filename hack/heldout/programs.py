@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PORT = 7391
 Child = subprocess.Popen[str]
@@ -23,12 +24,20 @@ class Fix:
     expected: str = "bundle"
 
 
+class Shipped(NamedTuple):
+    """A program as Debian ships it, stripped: binary package, and path in it."""
+
+    package: str
+    path: str
+
+
 @dataclass(frozen=True)
 class Program:
     """One Debian source package.
 
     packages: what its build needs. build: what `podgraft build` is given. start: work folder and built tree -> command.
-    ask: one request of which the answer tells old code from new.
+    ask: one request of which the answer tells old code from new. shipped: what runs instead of what is built here;
+    `start` gets the folder that its package is unpacked into, and nothing is built in place.
     """
 
     name: str
@@ -39,6 +48,7 @@ class Program:
     start: Callable[[Path, Path], list[str]]
     ask: Callable[[Child], str]
     fixes: tuple[Fix, ...]
+    shipped: Shipped | None = None
 
 
 def _http(path: str) -> Callable[[Child], str]:
@@ -48,6 +58,17 @@ def _http(path: str) -> Callable[[Child], str]:
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         lines = answer.decode(errors="replace").splitlines()
         return "\n".join(line for line in lines if not line.startswith(("Date:", "Last-Modified:", "ETag:")))
+
+    return ask
+
+
+def _words(*lines: str) -> Callable[[Child], str]:
+    """Send lines to a server that closes the connection after the last of them."""
+
+    def ask(_child: Child) -> str:
+        with socket.create_connection(("127.0.0.1", PORT), 10) as connection:
+            connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
+            return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
 
     return ask
 
@@ -110,6 +131,15 @@ for line in sys.stdin:
 
 def _leveldb(folder: Path, tree: Path) -> list[str]:
     return [sys.executable, "-c", _LEVELDB, str(tree / "build/libleveldb.so"), str(folder / "db")]
+
+
+def _memcached(_folder: Path, shipped: Path) -> list[str]:
+    return [str(shipped / "usr/bin/memcached"), "-u", "root", "-l", "127.0.0.1", "-p", str(PORT), "-U", "0"]
+
+
+def _redis(folder: Path, shipped: Path) -> list[str]:
+    (folder / "redis-server").symlink_to(shipped / "usr/bin/redis-check-rdb")
+    return [str(folder / "redis-server"), "--port", str(PORT), "--bind", "127.0.0.1", "--save", ""]
 
 
 _PINGRESP = "\treturn send__pingresp(mosq);\n}\n\nint handle__pingresp"
@@ -268,5 +298,57 @@ PROGRAMS = (
                 new='type = "No good argument: ";',
             ),
         ),
+    ),
+    Program(
+        name="memcached",
+        version="1.6.18-1+deb12u1",
+        kind="C, as Debian ships it, stripped; debian/rules",
+        packages=("debhelper", "autoconf", "automake", "libevent-dev", "libsasl2-dev", "libssl-dev"),
+        build="DEB_BUILD_OPTIONS=nocheck debian/rules build",
+        start=_memcached,
+        ask=_words("set one 0 0 3", "123", "incr one 5", "stats reset", "quit"),
+        fixes=(
+            Fix(
+                title="the answer to what is stored; beside it small functions that nobody calls",
+                binary="memcached",
+                file="thread.c",
+                old="    ret = do_store_item(item, comm, c, hv);",
+                new="    ret = do_store_item(item, comm, c, hv) == STORED ? EXISTS : NOT_STORED;",
+            ),
+            Fix(
+                title="the text of an answer",
+                binary="memcached",
+                file="proto_text.c",
+                old='out_string(c, "RESET");',
+                new='out_string(c, "DONE");',
+            ),
+        ),
+        shipped=Shipped("memcached", "usr/bin/memcached"),
+    ),
+    Program(
+        name="redis",
+        version="5:7.0.15-1~deb12u10",
+        kind="C, as Debian ships it, stripped; debian/rules",
+        packages=("debhelper", "libjemalloc-dev", "liblzf-dev", "libssl-dev", "libsystemd-dev", "pkg-config"),
+        build="DEB_BUILD_OPTIONS=parallel=2 debian/rules override_dh_auto_build",
+        start=_redis,
+        ask=_words("SET one 123", "STRLEN one", "FUNCTION LIST x", "QUIT"),
+        fixes=(
+            Fix(
+                title="the length of a string",
+                binary="src/redis-server",
+                file="src/t_string.c",
+                old="    addReplyLongLong(c,stringObjectLen(o));\n}\n\n/* LCS",
+                new="    addReplyLongLong(c,stringObjectLen(o) + 1);\n}\n\n/* LCS",
+            ),
+            Fix(
+                title="a file whose functions only tables name",
+                binary="src/redis-server",
+                file="src/functions.c",
+                old='"Unknown argument %s"',
+                new='"What is the argument %s"',
+            ),
+        ),
+        shipped=Shipped("redis-tools", "usr/bin/redis-check-rdb"),
     ),
 )
