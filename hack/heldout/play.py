@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hack.heldout.programs import PORT, Child, Fix, Program
+from hack.heldout.programs import Child, Fix, Program
 from hack.sources.fetch import ensure
 from hack.tools import REPOSITORY, ToolFailedError, cache, digest_of, run, step
 
@@ -138,7 +138,7 @@ def _build(program: Program, fix: Fix, place: Place, folder: Path, result: Resul
 @contextmanager
 def _running(program: Program, root: Path, folder: Path) -> Iterator[Child]:
     with subprocess.Popen(
-        program.start(folder, root),
+        program.start(folder, root, program.port),
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if program.name == "leveldb" else subprocess.DEVNULL,
@@ -160,7 +160,7 @@ def _wait(program: Program, child: Child) -> None:
         if child.poll() is not None or time.monotonic() > until:
             raise ToolFailedError(f"{program.name} does not listen (exit code {child.returncode})")
         try:
-            socket.create_connection(("127.0.0.1", PORT), 1).close()
+            socket.create_connection(("127.0.0.1", program.port), 1).close()
         except ConnectionRefusedError:
             time.sleep(0.1)
         else:
@@ -168,12 +168,12 @@ def _wait(program: Program, child: Child) -> None:
 
 
 def _transitions(program: Program, child: Child, bundle: Path, result: Result) -> None:
-    result.answers.append(program.ask(child))
+    result.answers.append(program.ask(child, program.port))
     _podgraft(result, "check", child, bundle)
     _podgraft(result, "apply", child, bundle)
-    result.answers.append(program.ask(child))
+    result.answers.append(program.ask(child, program.port))
     _podgraft(result, "revert", child, "fix")
-    result.answers.append(program.ask(child))
+    result.answers.append(program.ask(child, program.port))
 
 
 def _podgraft(result: Result, verb: str, child: Child, what: str | Path) -> None:

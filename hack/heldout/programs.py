@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-PORT = 7391
+FIRST_PORT = 7391
 Child = subprocess.Popen[str]
 
 
@@ -35,9 +35,9 @@ class Shipped(NamedTuple):
 class Program:
     """One Debian source package.
 
-    packages: what its build needs. build: what `podgraft build` is given. start: work folder and built tree -> command.
-    ask: one request of which the answer tells old code from new. shipped: what runs instead of what is built here;
-    `start` gets the folder that its package is unpacked into, and nothing is built in place.
+    packages: what its build needs. build: what `podgraft build` is given. start: work folder, built tree and port ->
+    command. ask: one request to a port, of which the answer tells old code from new. shipped: what runs instead of what
+    is built here; `start` gets the folder that its package is unpacked into, and nothing is built in place.
     """
 
     name: str
@@ -45,15 +45,20 @@ class Program:
     kind: str
     packages: tuple[str, ...]
     build: str
-    start: Callable[[Path, Path], list[str]]
-    ask: Callable[[Child], str]
+    start: Callable[[Path, Path, int], list[str]]
+    ask: Callable[[Child, int], str]
     fixes: tuple[Fix, ...]
     shipped: Shipped | None = None
 
+    @property
+    def port(self) -> int:
+        """Return a port of its own: cpp-httplib cannot take one that another kind of server had a moment ago."""
+        return FIRST_PORT + [program.name for program in PROGRAMS].index(self.name)
 
-def _http(path: str) -> Callable[[Child], str]:
-    def ask(_child: Child) -> str:
-        with socket.create_connection(("127.0.0.1", PORT), 10) as connection:
+
+def _http(path: str) -> Callable[[Child, int], str]:
+    def ask(_child: Child, port: int) -> str:
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
             connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
             answer = b"".join(iter(lambda: connection.recv(65536), b""))
         lines = answer.decode(errors="replace").splitlines()
@@ -62,27 +67,27 @@ def _http(path: str) -> Callable[[Child], str]:
     return ask
 
 
-def _words(*lines: str) -> Callable[[Child], str]:
+def _words(*lines: str) -> Callable[[Child, int], str]:
     """Send lines to a server that closes the connection after the last of them."""
 
-    def ask(_child: Child) -> str:
-        with socket.create_connection(("127.0.0.1", PORT), 10) as connection:
+    def ask(_child: Child, port: int) -> str:
+        with socket.create_connection(("127.0.0.1", port), 10) as connection:
             connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
             return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
 
     return ask
 
 
-def _mqtt(_child: Child) -> str:
+def _mqtt(_child: Child, port: int) -> str:
     """Connect, subscribe, ping (MQTT 3.1.1, sections 3.1, 3.8, 3.12); return what comes back until the line closes."""
     connect = bytes.fromhex("100d 0004 4d515454 04 02 003c 0001 61")
     subscribe = bytes.fromhex("8206 0001 0001 74 01")
-    with socket.create_connection(("127.0.0.1", PORT), 10) as connection:
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(connect + subscribe + bytes.fromhex("c000") + bytes.fromhex("e000"))
         return b"".join(iter(lambda: connection.recv(4096), b"")).hex()
 
 
-def _line(child: Child) -> str:
+def _line(child: Child, _port: int) -> str:
     if child.stdin is None or child.stdout is None:
         raise ValueError("a program that answers lines has pipes")
     child.stdin.write("ask\n")
@@ -90,29 +95,29 @@ def _line(child: Child) -> str:
     return child.stdout.readline()
 
 
-def _tinyproxy(folder: Path, tree: Path) -> list[str]:
-    (folder / "conf").write_text(f"Port {PORT}\nListen 127.0.0.1\nTimeout 60\nLogLevel Error\n")
+def _tinyproxy(folder: Path, tree: Path, port: int) -> list[str]:
+    (folder / "conf").write_text(f"Port {port}\nListen 127.0.0.1\nTimeout 60\nLogLevel Error\n")
     return [str(tree / "src/tinyproxy"), "-d", "-c", str(folder / "conf")]
 
 
-def _mosquitto(folder: Path, tree: Path) -> list[str]:
-    (folder / "conf").write_text(f"listener {PORT} 127.0.0.1\nallow_anonymous true\nuser root\n")
+def _mosquitto(folder: Path, tree: Path, port: int) -> list[str]:
+    (folder / "conf").write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nuser root\n")
     return [str(tree / "build/src/mosquitto"), "-c", str(folder / "conf")]
 
 
-def _lighttpd(folder: Path, tree: Path) -> list[str]:
+def _lighttpd(folder: Path, tree: Path, port: int) -> list[str]:
     (folder / "www").mkdir()
     (folder / "www" / "one.txt").write_text("one\n")
     (folder / "conf").write_text(
-        f'server.document-root = "{folder}/www"\nserver.port = {PORT}\nserver.bind = "127.0.0.1"\n'
+        f'server.document-root = "{folder}/www"\nserver.port = {port}\nserver.bind = "127.0.0.1"\n'
         # Those that it loads unasked are not built.
         'server.modules = ("mod_dirlisting")\nserver.compat-module-load = "disable"\ndir-listing.activate = "enable"\n'
     )
     return [str(tree / "out/src/lighttpd"), "-D", "-m", str(tree / "out/src"), "-f", str(folder / "conf")]
 
 
-def _httplib(folder: Path, tree: Path) -> list[str]:
-    return [str(tree / "example/simplesvr"), str(PORT), str(folder)]
+def _httplib(folder: Path, tree: Path, port: int) -> list[str]:
+    return [str(tree / "example/simplesvr"), str(port), str(folder)]
 
 
 # leveldb is a library: its user is a Python that calls it through its C interface.
@@ -129,17 +134,17 @@ for line in sys.stdin:
 """
 
 
-def _leveldb(folder: Path, tree: Path) -> list[str]:
+def _leveldb(folder: Path, tree: Path, _port: int) -> list[str]:
     return [sys.executable, "-c", _LEVELDB, str(tree / "build/libleveldb.so"), str(folder / "db")]
 
 
-def _memcached(_folder: Path, shipped: Path) -> list[str]:
-    return [str(shipped / "usr/bin/memcached"), "-u", "root", "-l", "127.0.0.1", "-p", str(PORT), "-U", "0"]
+def _memcached(_folder: Path, shipped: Path, port: int) -> list[str]:
+    return [str(shipped / "usr/bin/memcached"), "-u", "root", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
 
 
-def _redis(folder: Path, shipped: Path) -> list[str]:
+def _redis(folder: Path, shipped: Path, port: int) -> list[str]:
     (folder / "redis-server").symlink_to(shipped / "usr/bin/redis-check-rdb")
-    return [str(folder / "redis-server"), "--port", str(PORT), "--bind", "127.0.0.1", "--save", ""]
+    return [str(folder / "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
 
 
 _PINGRESP = "\treturn send__pingresp(mosq);\n}\n\nint handle__pingresp"
