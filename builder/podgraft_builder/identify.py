@@ -1,7 +1,8 @@
 """Find the functions of a binary without symbols: by their code, and where that is not unique, by who refers to them.
 
 What is found becomes symbols; everything that uses them proves them again. Nothing is named by a guess: a function
-whose code equals that of several, or that is small, has a name only where proven code refers to it.
+whose code equals that of several has a name only where proven code, or a table that it uses, refers to it; so has a
+small one, unless it refers itself to what only its file knows.
 """
 
 from collections import defaultdict
@@ -14,7 +15,7 @@ from iced_x86 import Mnemonic
 from podgraft_builder.code import Body, decode
 from podgraft_builder.instructions import Mismatch
 from podgraft_builder.match import Proof
-from podgraft_builder.objects import Function, ObjectFile, place_of
+from podgraft_builder.objects import Function, ObjectFile
 from podgraft_builder.pointers import follow_pointers, has_pointers
 from podgraft_builder.running import Named, RunningBinary
 from podgraft_bundle.errors import Reason, Refusal
@@ -96,7 +97,8 @@ class _Search:
         sure: list[tuple[int, Function, int]] = []
         for number, function in self._open():
             body = self.objects[number].decoded(function)
-            named = set(self._named(function))
+            meant = (self.running.named(name, local=function.local) for name in function.aliases)
+            named = {n.address for some in meant for n in some}
             same = [a for a in self.shapes.get(_shape(body), ()) if a in named or (not named and a not in taken)]
             good = [a for a in same if self._try(number, function, a, keep=False)]
             for address in good:
@@ -110,15 +112,8 @@ class _Search:
 
     def _is_tied(self, number: int, function: Function) -> bool:
         """Say whether a function refers to what only its own object knows, and of which the place is known."""
-        which, proof = self.objects[number], self.proofs[number]
-        biases = which.decoded(function).biases
-        places = [place_of(item, biases.get(item.offset, 0)) for item in which.relocations_of(function)]
-        return any(p.symbol.local and p.section in proof.sections for p in places)
-
-    def _named(self, function: Function) -> Iterator[int]:
-        """Yield where the running binary has functions of the name; a static one is none that is exported."""
-        for name in function.aliases:
-            yield from (n.address for n in self.running.by_name.get(name, []) if n.local or not function.local)
+        known = self.proofs[number].sections
+        return any(p.symbol.local and p.section in known for _, p in self.objects[number].references_of(function))
 
     def _spoken_for(self) -> set[int]:
         """Return the addresses of which the name is known: no other function may be found there."""

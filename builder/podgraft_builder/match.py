@@ -80,11 +80,8 @@ class Proof:
         return candidate
 
     def _candidates(self, function: Function) -> list[Named]:
-        found = [
-            item
-            for item in self.running.by_name.get(function.name, [])
-            if item.kind in FUNCTION_KINDS and (item.local or not function.local)
-        ]
+        named = self.running.named(function.name, local=function.local)
+        found = [item for item in named if item.kind in FUNCTION_KINDS]
         if function.local:
             found = [item for item in found if item.file == self.object.source] or found
         else:  # a hidden symbol is global in its object and local in the program
@@ -330,7 +327,7 @@ class Proof:
 
     def _named(self, name: str, *, local: bool) -> list[Named]:
         """Return the symbols that run by a name; where a local one is meant, of this source file if it has any."""
-        found = [n for n in self.running.by_name.get(name, []) if n.local or not local]
+        found = self.running.named(name, local=local)
         return [n for n in found if local and n.file == self.object.source] or found
 
     def _check_string(self, section: Section, place: Place, value: int) -> None:

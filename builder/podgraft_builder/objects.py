@@ -240,6 +240,11 @@ class ObjectFile:
         end = function.start + function.size
         return [r for r in self.sections[function.section].relocations if function.start <= r.offset < end]
 
+    def references_of(self, function: Function) -> list[tuple[Relocation, Place]]:
+        """Return the relocations inside a function with the places they point at."""
+        biases = self.decoded(function).biases
+        return [(item, place_of(item, biases.get(item.offset, 0))) for item in self.relocations_of(function)]
+
     @cached_property
     def variables(self) -> dict[int, list[Symbol]]:
         """Return the data symbols of each section."""

@@ -178,6 +178,10 @@ class RunningBinary:
         for name in ("by_name", "names_at"):
             self.__dict__.pop(name, None)
 
+    def named(self, name: str, *, local: bool) -> list[Named]:
+        """Return the symbols that an object can mean by a name: a static one is none that is exported."""
+        return [item for item in self.by_name.get(name, []) if item.local or not local]
+
     @cached_property
     def by_name(self) -> dict[str, list[Named]]:
         """Return the symbols by name."""

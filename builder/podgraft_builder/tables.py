@@ -119,9 +119,7 @@ class _Tables:
         """Section -> place in it that some function refers to -> does a proven one?"""
         found: dict[int, dict[int, bool]] = defaultdict(dict)
         for function in dict.fromkeys(self.object.functions.values()):
-            biases = self.object.decoded(function).biases
-            for item in self.object.relocations_of(function):
-                place = place_of(item, biases.get(item.offset, 0))
+            for item, place in self.object.references_of(function):
                 if place.section is not None and item.type not in reloc.GOT:
                     proven = function in self.proof.functions
                     found[place.section][place.offset] = proven or found[place.section].get(place.offset, False)

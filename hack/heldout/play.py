@@ -44,17 +44,10 @@ class Result:
         return before == reverted != patched
 
 
-@dataclass(frozen=True)
-class Place:
-    """tree: the source, built in place where that is what runs. root: what a start command finds its program below."""
-
-    tree: Path
-    root: Path
-    running: Path | None = None
-
-
-def prepare(program: Program) -> Place:
+def prepare(program: Program) -> tuple[Path, Path | None]:
     """Unpack a program, and build it in place as a user has it, or unpack what Debian ships; both are done once.
+
+    Returns its tree, and the program that Debian ships where that is what runs.
 
     Raises:
         ToolFailedError: source or package is not to be had, or it cannot be built.
@@ -74,7 +67,7 @@ def prepare(program: Program) -> Place:
             with step(f"{program.name}: build in place"):
                 run("sh", "-c", program.build, cwd=tree, log=home / "build.log")
         (home / "done").touch()
-    return Place(tree, shipped, shipped / program.shipped.path) if program.shipped else Place(tree, tree)
+    return tree, shipped / program.shipped.path if program.shipped else None
 
 
 def _unpack(package: str, folder: Path) -> None:
@@ -86,14 +79,14 @@ def _unpack(package: str, folder: Path) -> None:
 
 def play(program: Program, fix: Fix) -> Result:
     """Return what became of one fix."""
-    place, result = prepare(program), Result(fix)
+    (tree, shipped), result = prepare(program), Result(fix)
     with tempfile.TemporaryDirectory(dir=cache()) as name:
         folder = Path(name)
-        _write_patch(place.tree, fix, folder)
-        _build(program, fix, place, folder, result)
+        _write_patch(tree, fix, folder)
+        _build(program, tree, shipped, folder, result)
         if result.verdict == "bundle":
             (folder / "work").mkdir()
-            with _running(program, place.root, folder / "work") as child:
+            with _running(program, shipped or tree, folder / "work") as child:
                 _transitions(program, child, folder / "fix.graft", result)
     return result
 
@@ -111,16 +104,16 @@ def _write_patch(tree: Path, fix: Fix, folder: Path) -> None:
     (folder / "fix.patch").write_bytes(done.stdout)
 
 
-def _build(program: Program, fix: Fix, place: Place, folder: Path, result: Result) -> None:
+def _build(program: Program, tree: Path, shipped: Path | None, folder: Path, result: Result) -> None:
     words: list[str | Path] = [
         PODGRAFT,
         "build",
-        f"--source={place.tree}",
+        f"--source={tree}",
         f"--patch={folder}/fix.patch",
         f"--build={program.build}",
     ]
-    words += [f"--binary={fix.binary}", "--name=fix", f"--output={folder}/fix.graft", "--json"]
-    words += [f"--running={place.running}"] if place.running else []
+    words += [f"--binary={result.fix.binary}", "--name=fix", f"--output={folder}/fix.graft", "--json"]
+    words += [f"--running={shipped}"] if shipped else []
     began = time.monotonic()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     result.seconds = time.monotonic() - began
@@ -136,9 +129,9 @@ def _build(program: Program, fix: Fix, place: Place, folder: Path, result: Resul
 
 
 @contextmanager
-def _running(program: Program, root: Path, folder: Path) -> Iterator[Child]:
+def _running(program: Program, place: Path, folder: Path) -> Iterator[Child]:
     with subprocess.Popen(
-        program.start(folder, root, program.port),
+        program.start(folder, place, program.port),
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE if program.name == "leveldb" else subprocess.DEVNULL,

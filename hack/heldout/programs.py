@@ -37,7 +37,7 @@ class Program:
 
     packages: what its build needs. build: what `podgraft build` is given. start: work folder, built tree and port ->
     command. ask: one request to a port, of which the answer tells old code from new. shipped: what runs instead of what
-    is built here; `start` gets the folder that its package is unpacked into, and nothing is built in place.
+    is built here; `start` gets that program in the place of the tree, and nothing is built there.
     """
 
     name: str
@@ -56,11 +56,16 @@ class Program:
         return FIRST_PORT + [program.name for program in PROGRAMS].index(self.name)
 
 
+def _exchange(port: int, data: bytes) -> bytes:
+    """Send a request; return what comes back until the server closes the connection."""
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
 def _http(path: str) -> Callable[[Child, int], str]:
     def ask(_child: Child, port: int) -> str:
-        with socket.create_connection(("127.0.0.1", port), 10) as connection:
-            connection.sendall(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-            answer = b"".join(iter(lambda: connection.recv(65536), b""))
+        answer = _exchange(port, f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
         lines = answer.decode(errors="replace").splitlines()
         return "\n".join(line for line in lines if not line.startswith(("Date:", "Last-Modified:", "ETag:")))
 
@@ -69,22 +74,14 @@ def _http(path: str) -> Callable[[Child, int], str]:
 
 def _words(*lines: str) -> Callable[[Child, int], str]:
     """Send lines to a server that closes the connection after the last of them."""
-
-    def ask(_child: Child, port: int) -> str:
-        with socket.create_connection(("127.0.0.1", port), 10) as connection:
-            connection.sendall("".join(f"{line}\r\n" for line in lines).encode())
-            return b"".join(iter(lambda: connection.recv(4096), b"")).decode()
-
-    return ask
+    return lambda _child, port: _exchange(port, "".join(f"{line}\r\n" for line in lines).encode()).decode()
 
 
 def _mqtt(_child: Child, port: int) -> str:
     """Connect, subscribe, ping (MQTT 3.1.1, sections 3.1, 3.8, 3.12); return what comes back until the line closes."""
     connect = bytes.fromhex("100d 0004 4d515454 04 02 003c 0001 61")
     subscribe = bytes.fromhex("8206 0001 0001 74 01")
-    with socket.create_connection(("127.0.0.1", port), 10) as connection:
-        connection.sendall(connect + subscribe + bytes.fromhex("c000") + bytes.fromhex("e000"))
-        return b"".join(iter(lambda: connection.recv(4096), b"")).hex()
+    return _exchange(port, connect + subscribe + bytes.fromhex("c000") + bytes.fromhex("e000")).hex()
 
 
 def _line(child: Child, _port: int) -> str:
@@ -138,12 +135,12 @@ def _leveldb(folder: Path, tree: Path, _port: int) -> list[str]:
     return [sys.executable, "-c", _LEVELDB, str(tree / "build/libleveldb.so"), str(folder / "db")]
 
 
-def _memcached(_folder: Path, shipped: Path, port: int) -> list[str]:
-    return [str(shipped / "usr/bin/memcached"), "-u", "root", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
+def _memcached(_folder: Path, program: Path, port: int) -> list[str]:
+    return [str(program), "-u", "root", "-l", "127.0.0.1", "-p", str(port), "-U", "0"]
 
 
-def _redis(folder: Path, shipped: Path, port: int) -> list[str]:
-    (folder / "redis-server").symlink_to(shipped / "usr/bin/redis-check-rdb")
+def _redis(folder: Path, program: Path, port: int) -> list[str]:
+    (folder / "redis-server").symlink_to(program)  # it is what it is called
     return [str(folder / "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
 
 

@@ -181,7 +181,7 @@ class Ground:
     def _patch(self, after: list[str], result: Result, foretold: bool) -> None:
         with self.target.start(self.target.running, self.folder, {}) as (child, ask):
             if not self._podgraft("apply", child.pid, self.folder / "edit.graft", result):
-                if foretold and all(f"refused: {NO_SITE}" in problem for problem in result.problems):
+                if foretold and any(f"refused: {NO_SITE}" in problem for problem in result.problems):
                     result.verdict = NO_SITE
                     result.problems.clear()
                     self._compare("refused", self.before, ask(), result)

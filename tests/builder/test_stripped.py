@@ -32,29 +32,37 @@ FLAGS = "-O2 -fno-ipa-icf -fPIE"
 COMMAND = f"gcc {FLAGS} -c main.c && gcc {FLAGS} -c lib.c && gcc -pie -Wl,-z,now -o prog main.o lib.o"
 
 
-def running(project: Any, *, old: str, strip: bool = True) -> Path:
-    """Build a program as its user has it, in a place of its own; with mini debug information if it is not stripped."""
+def stripped(project: Any, files: dict[str, str], command: str) -> Path:
+    """Build a program as its user has it, in a place of its own and without symbols; return it with symbols."""
     folder = project.folder / "theirs"
     folder.mkdir()
-    (folder / "main.c").write_text(MAIN)
-    (folder / "lib.c").write_text(old)
-    subprocess.run(["sh", "-c", COMMAND], cwd=folder, check=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    subprocess.run(["sh", "-c", command], cwd=folder, check=True)
     whole = folder / "whole"
     (folder / "prog").rename(whole)
     subprocess.run(["strip", "--strip-all", "-o", folder / "prog", whole], check=True)
+    project.running, project.command = folder / "prog", command
+    return whole
+
+
+def running(project: Any, *, old: str, strip: bool = True) -> Path:
+    """Build the program of main.c and lib.c; with mini debug information if it is not stripped."""
+    whole = stripped(project, {"main.c": MAIN, "lib.c": old}, COMMAND)
     if not strip:
+        folder = whole.parent
         keep = ["--keep-symbol=work", "--keep-symbol=first_twin", "--keep-symbol=second_twin"]
         subprocess.run(["objcopy", "-S", "--strip-all", *keep, whole, folder / "mini"], check=True)
         (folder / "mini.xz").write_bytes(lzma.compress((folder / "mini").read_bytes()))
         add = f"--add-section=.gnu_debugdata={folder / 'mini.xz'}"
         subprocess.run(["objcopy", add, folder / "prog"], check=True)
-    project.running, project.command = folder / "prog", COMMAND
     return whole
 
 
 def place(whole: Path, name: str) -> int:
+    """Return the address of a symbol; the name may have its kind before it (nm), to tell a static from a global one."""
     listing = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout
-    return int(next(line for line in listing.splitlines() if line.split()[-1] == name).split()[0], 16)
+    return int(next(line for line in listing.splitlines() if line.endswith(f" {name}")).split()[0], 16)
 
 
 def build(project: Any, old: str, new: str) -> dict[str, int]:
@@ -160,29 +168,31 @@ def test_a_static_function_is_not_the_exported_one_of_its_name(project: Any) -> 
         "a.c": sort.replace("@", compare).replace("NAME", "one"),
         "b.c": sort.replace("@", f"static {compare}").replace("NAME", "two"),
     }
-    project.command = "gcc -O2 -fPIE -pie -rdynamic -Wl,-z,now -o prog main.c a.c b.c"
-    whole, stripped = project.folder / "whole", project.folder / "theirs"
-    project._write(old, {})
-    subprocess.run(["sh", "-c", project.command], cwd=project.folder / "a", check=True)
-    (project.folder / "a" / "prog").rename(whole)
-    subprocess.run(["strip", "--strip-all", "-o", stripped, whole], check=True)
-    project.running = stripped
+    whole = stripped(project, old, "gcc -O2 -fPIE -pie -rdynamic -Wl,-z,now -o prog main.c a.c b.c")
     manifest = project.build(old, {"b.c": old["b.c"].replace("a[0]", "a[0] * 3")}).bundle.manifest
-    symbols = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout.splitlines()
-    static = next(int(line.split()[0], 16) for line in symbols if line.endswith(" t compare"))
-    assert [r.offset for r in manifest.references if r.symbol == "compare"] == [static]
+    assert [r.offset for r in manifest.references if r.symbol == "compare"] == [place(whole, "t compare")]
+
+
+# Whatever stands for @ is called by nobody.
+SMALL = """
+int total;
+static int calls, kept[9];
+@
+int work(int a) { calls++; kept[a & 7] += a; return a * 3 + kept[a & 3] - calls; }
+int twin_user(int a) { return work(a) + a; }
+"""
 
 
 def test_a_small_function_is_known_by_what_only_its_object_knows(project: Any) -> None:
-    """A small function that nobody calls is found if it uses a static variable; one that does not is not guessed."""
-    lone = "int total;\nstatic int calls, kept[9];\n@\n"
-    lone += "int work(int a) { calls++; kept[a & 7] += a; return a * 3 + kept[a & 3] - calls; }\n"
-    lone += "int twin_user(int a) { return work(a) + a; }\n"
-    tied = lone.replace("@", "int *slot(int a) { return &kept[a]; }")
+    """A small function that nobody calls is found if it uses a static variable."""
+    tied = SMALL.replace("@", "int *slot(int a) { return &kept[a]; }")
     whole = running(project, old=tied)
     assert build(project, tied, tied.replace("a * 3", "a * 5"))["work"] == place(whole, "work")
-    (project.folder / "theirs").rename(project.folder / "first")
-    loose = lone.replace("@", "int next(int a) { return a + 1; }")
+
+
+def test_a_small_function_that_nothing_ties_is_not_guessed(project: Any) -> None:
+    """A small function that nobody calls and that uses nothing of its file may be any."""
+    loose = SMALL.replace("@", "int next(int a) { return a + 1; }")
     running(project, old=loose)
     with pytest.raises(Refusal) as caught:
         build(project, loose, loose.replace("a * 3", "a * 5"))
